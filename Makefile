@@ -45,10 +45,10 @@ bench-quick: $(PACKAGE) ## Compare counted figures with benchmarks/expected.json
 bench-kernels: $(PACKAGE) ## Measure the operators; writes runs/bench
 	$(BIN)/python -m benchmarks.run --only kernels --out runs/bench
 
-bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an hour; see docs/models.md
+bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, half an hour; see docs/models.md
 	$(BIN)/python -m benchmarks.run --only autoencoder --out runs/bench
 
-bench-packing: $(PACKAGE) ## Measure training on packed images against other ways to batch, half an hour
+bench-packing: $(PACKAGE) ## Measure training on packed images against other ways to batch, 15 minutes
 	$(BIN)/python -m benchmarks.run --only packing --out runs/bench
 
 CORPUS ?= runs/corpus

@@ -4,7 +4,8 @@
 
 `mid_block_attention_head_dim: 1`, taken literally, means one head per channel; the other reading is one head
 as wide as the mid block. Both train on the shipped photographs with the same seeds, and therefore on the same
-crops and ratios in the same order, and are compared on held-out photographs. Interrupted runs resume.
+crops and ratios in the same order, and are compared on held-out photographs. Interrupted runs resume, with
+the same settings only.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from benchmarks.shared import machine
 from cat_fast import console
 from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.config import read_yaml
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import atomic_write, require_writable, write_json
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 from cat_fast.evaluation.reconstruction import reconstruct, summarize
@@ -91,8 +92,10 @@ def trained(folder: Path, head_dim: int, seed: int, steps: int, overrides: list[
         f"loss.gan_loss_starting_step={int(0.7 * steps)}",
     ]
     log = folder.with_suffix(".log")
+    settings += overrides
+    require_same_settings(folder, settings)
     if not (folder / EXPORT).is_dir():
-        launch(CONFIG, [*settings, *overrides], run_folder=folder, log=log, ranks=default_ranks())
+        launch(CONFIG, settings, run_folder=folder, log=log, ranks=default_ranks())
     model = NestedAutoencoderKL.from_pretrained(folder / EXPORT)
     held_out = reconstruct(model, index_photographs(photographs("held_out")), SIDE)
     losses = [record["loss"] - record.get("weighted/gan", 0.0) for record in read_metrics(folder)]
@@ -101,6 +104,23 @@ def trained(folder: Path, head_dim: int, seed: int, steps: int, overrides: list[
         "training_loss": statistics.fmean(losses[-LAST_STEPS:]),
         "held_out": summarize(held_out)["per_ratio"],
     }
+
+
+def require_same_settings(folder: Path, settings: list[str]) -> None:
+    """Record the settings of a new run, or compare them with those of an existing one.
+
+    Raises:
+        UserError: the run has other settings, or no record of them.
+    """
+    record = folder.with_suffix(".settings.json")
+    before = json.loads(record.read_text(encoding="utf-8"))["settings"] if record.exists() else []
+    if folder.exists() and before != settings:
+        other = sorted(set(before) ^ set(settings))
+        raise UserError(
+            f"{folder} was trained with other settings ({', '.join(other)} differ); delete it, or choose "
+            "another --out"
+        )
+    write_json(record, {"settings": settings})
 
 
 def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

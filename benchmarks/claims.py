@@ -1,26 +1,31 @@
 """The papers' efficiency claims, counted exactly, next to figures measured here.
 
-    python -m benchmarks.claims --json FILE [--quick]
+    python -m benchmarks.claims --json FILE [--quick] [--results DIR]
 
 Each row has the published figure, ours counted from architecture and mixes (independent of the machine), a
-figure measured here where a committed result has one, and the reason of a difference. The reviewers' table
-compares memory and time of CAT with fixed 8x, 16x and 32x for encoding, training and generating: counted
-memory, and bounds and predictions for GPUs from data sheets, none of which is a measurement. `--quick` leaves
-that table out, which takes a minute.
+figure measured here where a result has one, and the reason of a difference. Measured figures come from the
+newest results in DIR, else from the committed ones; each names its file. The reviewers' table compares
+memory and time of CAT with fixed 8x, 16x and 32x for encoding, training and generating: counted memory,
+bounds and predictions for GPUs from data sheets, and measured figures where results have them. `--quick`
+leaves out that table and the rows of scoring, which take a minute.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.efficiency import costs
-from benchmarks.efficiency.comparison import IMAGENET, comparison
+from benchmarks import packing
+from benchmarks.bounds.data_sheets import read_sheets
+from benchmarks.bounds.steps import vae_step
+from benchmarks.efficiency import costs, scoring
+from benchmarks.efficiency.comparison import IMAGENET, TOKENIZER_IMAGES, comparison
 from benchmarks.efficiency.rates import average_rate, mean_tokens, parse_mix, rate_range
-from benchmarks.efficiency.row import Row, measured
+from benchmarks.efficiency.row import Measured, Results, Row, counted_cell, figure, measured_cell
+from benchmarks.shared.committed import machine_slug
 from benchmarks.shared.harness import rounded
 from benchmarks.shared.image_flops import FLOP_MIXES, PUBLISHED, count_preset
 from cat_fast import console
@@ -28,6 +33,7 @@ from cat_fast.config import read_yaml
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
+from cat_fast.training.metrics.flops import DiTFlops
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,13 +100,13 @@ def rate_rows() -> list[Row]:
     return rows
 
 
-def flop_rows(counts: Mapping[str, Any]) -> list[Row]:
+def flop_rows(counts: Mapping[str, Any], results: Results) -> list[Row]:
     """Return the claims on the transformer's cost.
 
     Args:
         counts: result of `count_preset` for cat_xl.
+        results: with measured training steps.
     """
-    forward = sum(counts["fixed16"].values()) / 3
     why = {name: str(one["why"]) for name, one in PUBLISHED.items()}
     return [
         Row(
@@ -108,7 +114,7 @@ def flop_rows(counts: Mapping[str, Any]) -> list[Row]:
             unit="ratio",
             published=1.23,
             counted=counts["197"]["images_at_equal_flops"],
-            measured=measured("packing", "197.ratio_vs_fixed16"),
+            measured=packed_step("197", results),
             explanation=why["throughput_of_training"],
         ),
         Row(
@@ -116,9 +122,9 @@ def flop_rows(counts: Mapping[str, Any]) -> list[Row]:
             unit="ratio",
             published=1.185,
             counted=counts["216"]["images_at_equal_flops"],
-            measured=measured("packing", "216.ratio_vs_fixed16"),
+            measured=packed_step("216", results),
             explanation=why["images_per_second_at_inference"]
-            + " Measured is a training step, whose FLOPs have the same ratio.",
+            + " The FLOPs of a training step have the same ratio.",
         ),
         *(
             Row(
@@ -134,10 +140,27 @@ def flop_rows(counts: Mapping[str, Any]) -> list[Row]:
             claim="forward pass of the transformer, one image at 16x",
             unit="TFLOPs",
             published=22.0,
-            counted=forward / 1e12,
+            counted=costs.forward_flops(256) / 1e12,
             explanation=why["forward_tflops_of_an_image_at_16x"],
         ),
     ]
+
+
+def packed_step(mix: str, results: Results) -> Measured:
+    """Return the measured images per second of packed training against fixed 16x, with the batch it is of."""
+    key, model = f"{mix}.ratio_vs_fixed16", packing.MODEL
+    name, content = results.read("packing")
+    images = figure(content, f"cases/{mix}/details/images", name)
+    lengths = [(512 // int(ratio[:-1]) // 2) ** 2 for ratio, count in images.items() for _ in range(count)]
+    flops = DiTFlops(dict(model))
+    return Measured(
+        value=figure(content, key, name),
+        file=name,
+        key=key,
+        of=f"training step of a transformer {model['hidden_size']} wide and {model['depth']} deep, "
+        f"{sum(lengths) / len(lengths):.2f} tokens per image",
+        expected=flops.of([256]) / (flops.of(lengths) / len(lengths)),
+    )
 
 
 def count_transformer() -> dict[str, Any]:
@@ -151,7 +174,7 @@ def _by_ratio(name: str) -> dict[int, float]:
     return {{1024: 8, 256: 16, 64: 32}[length]: share for length, share in FLOP_MIXES[name].items()}
 
 
-def tokenizer_rows() -> list[Row]:
+def tokenizer_rows(results: Results) -> list[Row]:
     """Return sizes and costs of the tokenizers."""
     size = "The published sizes include about 15 M parameters that the text does not explain."
     rows = [
@@ -172,50 +195,91 @@ def tokenizer_rows() -> list[Row]:
     cat = costs.mean_over({f: costs.multiply_accumulates("cat_c16", f) for f in costs.RATIOS}, IMAGENET)
     fixed = {f: costs.multiply_accumulates(f"fixed_{f}x_c16", f) for f in (16, 32)}
     unit = "GMACs, published as FLOPs"
+    seconds = {ratio: coding_seconds(ratio, results) for ratio in costs.RATIOS}
+    mixed = replace(
+        seconds[16],
+        value=costs.mean_over({ratio: one.value for ratio, one in seconds.items()}, IMAGENET),
+        key="heads512.*x.*.fp32",
+    )
     return [
         *rows,
         Row(
             claim="encoding and decoding, CAT on ImageNet", unit=unit, published=602, counted=cat / 1e9,
+            measured=mixed,
             explanation="Multiply-accumulates; the size of the channel matching is not published.",
         ),
         Row(
             claim="encoding and decoding, fixed 16x", unit=unit, published=640, counted=fixed[16] / 1e9,
+            measured=seconds[16],
             explanation="Multiply-accumulates; the published model has 15.6 M parameters more.",
         ),
         Row(
             claim="encoding and decoding, fixed 32x", unit=unit, published=822, counted=fixed[32] / 1e9,
+            measured=seconds[32],
             explanation="Does not follow from the architecture: a 32x encoder does the work of a 16x one, "
             "and its mid block has a quarter of the positions.",
         ),
     ]  # fmt: skip
 
 
-def build(quick: bool) -> dict[str, Any]:
+def coding_seconds(ratio: int, results: Results) -> Measured:
+    """Return the measured seconds of encoding and decoding an image in fp32."""
+    name, content = results.read("autoencoder")
+    keys = [f"heads512.{ratio}x.{use}.fp32" for use in ("encode", "decode")]
+    where = machine_slug(figure(content, "about", name))
+    return Measured(
+        value=sum(figure(content, f"cases/{key}", name)["seconds"]["ours"]["median"] for key in keys),
+        file=name,
+        key=f"heads512.{ratio}x.*.fp32",
+        unit="s per image",
+        of=f"on {where}",
+    )
+
+
+def scoring_rows(results: Results) -> list[Row]:
+    """Return seconds of scoring, and estimates of its share in the tokenizer's compute."""
+    a100 = read_sheets()[0]["A100"]
+    step_seconds = {}
+    for ratio in costs.RATIOS:
+        config = costs.tokenizer_config(ratio)
+        step = vae_step(config, config, ratio, TOKENIZER_IMAGES, 64)
+        step_seconds[ratio], _ = step.bound_seconds(a100)
+    return [*scoring.second_rows(results), *scoring.share_rows(step_seconds, TOKENIZER_IMAGES, results)]
+
+
+def build(quick: bool, results: Results) -> dict[str, Any]:
     """Return all rows, and unless `quick` the comparison with fixed ratios."""
-    groups: Mapping[str, Callable[[], Sequence[Row]]] = {
+    groups: dict[str, Callable[[], Sequence[Row]]] = {
         "tokens": token_rows,
-        "transformer": lambda: flop_rows(count_transformer()),
-        "tokenizer": tokenizer_rows,
-    }
-    rows = {name: [asdict(row) for row in rows()] for name, rows in groups.items()}
-    report: dict[str, Any] = {
-        "about": {"benchmark": "claims", "mix of CAT": {f"{f}x": share for f, share in IMAGENET.items()}},
-        "claims": rows,
+        "transformer": lambda: flop_rows(count_transformer(), results),
+        "tokenizer": lambda: tokenizer_rows(results),
     }
     if not quick:
-        compared = comparison()
-        rows["scoring"] = [compared["scoring"]]
-        report["comparison"] = compared["uses"]
+        groups["scoring"] = lambda: scoring_rows(results)
+    report: dict[str, Any] = {
+        "about": {"benchmark": "claims", "mix of CAT": {f"{f}x": share for f, share in IMAGENET.items()}},
+        "claims": {name: [asdict(row) for row in rows()] for name, rows in groups.items()},
+    }
+    if not quick:
+        report["comparison"] = comparison(results)
     return report
 
 
 def _rounded(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Round counted figures to six digits and compared ones to four; published ones stay as they are."""
-    groups = {
-        name: [{**row, "counted": float(f"{row['counted']:.6g}")} for row in rows]
-        for name, rows in report["claims"].items()
-    }
+    """Round figures of rows to six digits and compared ones to four; published ones stay as they are."""
+    groups = {name: [_rounded_row(row) for row in rows] for name, rows in report["claims"].items()}
     return {**report, "claims": groups, "comparison": rounded(report.get("comparison", {}))}
+
+
+def _rounded_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    def digits(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: digits(one) for key, one in value.items()}
+        if isinstance(value, tuple):
+            return [digits(one) for one in value]
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    return {**digits(row), "published": row["published"]}
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
@@ -224,19 +288,21 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     for name, rows in report["claims"].items():
         text.append(name)
         for row in rows:
-            found = row["measured"]
-            note = f"; measured {found['value']:.4g} ({found['file']})" if found else ""
-            counted = f"{row['counted']:.5g}"
-            text.append(
-                f"  {row['claim']}: published {row['published']}, counted {counted} {row['unit']}{note}"
-            )
+            cells = {
+                "published": f"{row['published']}",
+                "counted": counted_cell(row),
+                "measured": measured_cell(row["measured"]),
+            }
+            given = ", ".join(f"{kind} {cell}" for kind, cell in cells.items() if cell)
+            source = f" [{row['measured']['file']}]" if row["measured"] else ""
+            text.append(f"  {row['claim']}, {row['unit']}: {given}{source}")
             if row["explanation"]:
                 text.append(f"    {row['explanation']}")
     for use, figures in report.get("comparison", {}).items():
         text.append(use)
-        for figure, values in figures.items():
-            cells = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
-            text.append(f"  {figure}: {cells}")
+        for name, values in figures.items():
+            columns = ", ".join(f"{column} {value:,.4g}" for column, value in values.items())
+            text.append(f"  {name}: {columns}")
     return text
 
 
@@ -245,11 +311,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to FILE")
     parser.add_argument("--quick", action="store_true", help="without the comparison of memory and time")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="results whose figures come first")
     given = parser.parse_args(arguments)
     try:
+        if given.results is not None and not given.results.is_dir():
+            raise UserError(f"--results {given.results}: expected a folder of results")
         if given.json:
             require_writable(given.json)
-        report = build(given.quick)
+        report = build(given.quick, Results(given.results))
     except UserError as error:
         console.print_error(error)
         return 2

@@ -59,9 +59,10 @@ FIGURES: Mapping[str, Mapping[Keys, str]] = {
     "autoencoder": TIMED,
     "loader": TIMED,
     "training_steps": TIMED,
+    "gpu_check": TIMED,
     "linear": {
-        ("cases", "*", "processor_seconds", "mkl"): LOWER,
-        ("cases", "*", "processor_seconds", "onednn"): LOWER,
+        ("cases", "*", "step_seconds", "mkl"): LOWER,
+        ("cases", "*", "step_seconds", "onednn"): LOWER,
         ("cases", "*", "mkl_over_onednn"): HIGHER,
     },
     "dispatch": {
@@ -77,8 +78,6 @@ FIGURES: Mapping[str, Mapping[Keys, str]] = {
 }
 """Figures of each benchmark: paths in its file, `*` for any key, and the better direction. Counted benchmarks
 have none; `benchmarks.quick` compares counts."""
-MEASURED_DETAILS = ("images_per_second",)
-"""Entries of a case's details that are measured."""
 DETAILS = ("images", "tokens", "precision")
 """Entries of a case that describe its work, next to its details."""
 
@@ -226,8 +225,7 @@ def _cases(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _work(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return the description of a case's work."""
     case = _cases(content)[key]
-    details = {k: v for k, v in case.get("details", {}).items() if k not in MEASURED_DETAILS}
-    return details | {name: case[name] for name in DETAILS if name in case}
+    return case.get("details", {}) | {name: case[name] for name in DETAILS if name in case}
 
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:

@@ -1,13 +1,14 @@
-"""Operators that follow the backward pass in a training step, counted without a GPU.
+"""Operators that follow the backward pass in a training step without ZeRO, counted without a GPU.
 
     python -m benchmarks.launches --json FILE
 
 The guard's norm of the gradients, AdamW and the averages of the weights run on fake tensors of a GPU, which
 have shapes but no memory, in the sizes of a published configuration. A mode of torch counts the operators
-that write to the device, and fails where the host would wait for it. "Per tensor" is the same tail with a
-call per tensor: norms by the guard and again for clipping, torch's AdamW without `fused`, and averages. One
-call for many tensors is one or several kernels on a GPU, so these are not numbers of kernels. The backward
-pass does not differ.
+that write to the device, and fails where the host would wait for it. Clipping, AdamW and averages are also
+counted in two usual forms: with `foreach`, torch's default on GPUs, in which each makes one call for many
+tensors, and with a call per tensor. Neither has a guard. One call for many tensors is one or several kernels
+on a GPU, so these are not numbers of kernels. The backward pass does not differ. The presets use ZeRO 2,
+whose optimizer runs on flat buffers: this is the tail without ZeRO.
 """
 
 import sys
@@ -70,23 +71,24 @@ def tail(weights: Weights) -> dict[str, Callable[[], object]]:
     }
 
 
-def tail_per_tensor(weights: Weights) -> dict[str, Callable[[], object]]:
-    """Return the same parts with a call per tensor."""
+def usual_tail(weights: Weights, *, foreach: bool) -> dict[str, Callable[[], object]]:
+    """Return clipping, AdamW and averages by torch, with calls for many tensors if `foreach`."""
     parameters = list(weights.all)
     averaged = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.AdamW(parameters, foreach=True)
+    optimizer = torch.optim.AdamW(parameters, foreach=foreach)
 
-    def norm() -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=DEVICE)
-        for parameter in parameters:
-            total += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).square()
-        return total
+    def clip() -> torch.Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=foreach)
 
     def average() -> None:
-        for old, parameter in zip(averaged, parameters, strict=True):
-            old.lerp_(parameter.detach(), 1e-3)
+        current = [parameter.detach() for parameter in parameters]
+        if foreach:
+            torch._foreach_lerp_(averaged, current, 1e-3)
+        else:
+            for old, new in zip(averaged, current, strict=True):
+                old.lerp_(new, 1e-3)
 
-    return {"guard": lambda: (norm(), norm()), "optimizer": optimizer.step, "average": average}
+    return {"guard": clip, "optimizer": optimizer.step, "average": average}
 
 
 def count(parts: Mapping[str, Callable[[], object]]) -> dict[str, int]:
@@ -102,12 +104,16 @@ def count(parts: Mapping[str, Callable[[], object]]) -> dict[str, int]:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return the numbers of operators by configuration."""
-    cases = {}
+    cases: dict[str, dict[str, Any]] = {}
     for run in RUNS:
         sizes = shapes(run)
         with FakeTensorMode():
-            ours, per_tensor = count(tail(Weights(sizes))), count(tail_per_tensor(Weights(sizes)))
-        cases[run] = {"tensors": len(sizes), "per_tensor": per_tensor, "ours": ours}
+            cases[run] = {
+                "tensors": len(sizes),
+                "per_tensor": count(usual_tail(Weights(sizes), foreach=False)),
+                "foreach": count(usual_tail(Weights(sizes), foreach=True)),
+                "ours": count(tail(Weights(sizes))),
+            }
     return {"cases": cases}
 
 
@@ -115,7 +121,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """Format the numbers."""
     return [
         f"{run}: {case['tensors']} tensors: {case['per_tensor']['all']} operators with a call per tensor, "
-        f"{case['ours']['all']} ours {case['ours']}"
+        f"{case['foreach']['all']} with foreach, {case['ours']['all']} ours {case['ours']}"
         for run, case in found["cases"].items()
     ]
 

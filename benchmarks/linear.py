@@ -1,67 +1,97 @@
-"""Complete training steps with the linear layers' fp32 products by MKL and by oneDNN, on a CPU.
+"""Complete steps with the linear layers' fp32 products by MKL and by oneDNN, on a CPU.
 
     python -m benchmarks.linear --json FILE [--quick]
 
-Rounds alternate. Seconds are those of the processor, over all threads, so that other processes count little.
-The A/A ratio, MKL against itself in the same rounds, is the noise. `auto` is what `linear_backend: auto`
-chooses here. --quick measures one round of the nano models.
+Training of DiT-S/2, DiT-B/2 and the nano transformer on packed images, of the nano tokenizer, and denoising
+steps with guidance. Rounds alternate. Seconds are those of the clock, on all threads. The A/A ratio, MKL
+against itself in the same rounds, is the noise. `auto` is what `linear_backend: auto` chooses here. --quick
+measures one round of small cases.
 """
 
+import gc
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from benchmarks.packing import compose_lengths
 from benchmarks.shared import simple_program
 from benchmarks.shared.harness import Spread
-from benchmarks.training_steps import Step, tokenizer_step, transformer_step
+from benchmarks.shared.mixes import MAX_TOKENS, MIXES
+from benchmarks.shared.steps import Generation, Step, TokenizerTraining, TransformerTraining
 from cat_fast.kernels.linear.op import calibrate, require, using
 from cat_fast.processes.signals import run_command
+from cat_fast.training.runtime.host_memory import keep_freed_memory
 
-ROUNDS = 7
+MIN_ROUNDS, MAX_ROUNDS, SECONDS = 3, 15, 10.0
+"""Rounds per case: as many as `SECONDS` allow, within these numbers."""
+NANO = {8: [64] * 16, 16: [16] * 64}
+"""Tokens of the images of a batch of the nano transformer, by ratio: 1,024 of 128 px."""
+NANO_SIDE = 128
 SIDES = {"mkl": "mkl", "onednn": "onednn", "mkl again": "mkl"}
+
+
+def steps(quick: bool) -> dict[str, Callable[[], Step]]:
+    """Return functions that set up each kind of step."""
+    found: dict[str, Callable[[], Step]] = {
+        "transformer.nano.8x": lambda: TransformerTraining("nano").step(NANO[8], NANO_SIDE),
+        "transformer.nano.16x": lambda: TransformerTraining("nano").step(NANO[16], NANO_SIDE),
+    }
+    found["tokenizer.nano.16x"] = lambda: TokenizerTraining("nano").step(16, 4)
+    found["sampling.nano.16x"] = lambda: Generation("nano").denoise(NANO[16], NANO_SIDE)
+    if not quick:
+        mix = MIXES["197"]
+        found["sampling.dit_s"] = lambda: Generation("dit_s").denoise(compose_lengths(mix, 1344))
+        found["transformer.dit_s"] = lambda: TransformerTraining("dit_s").step(
+            compose_lengths(mix, MAX_TOKENS)
+        )
+        found["transformer.dit_b"] = lambda: TransformerTraining("dit_b").step(compose_lengths(mix, 4096))
+    return found
 
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return seconds and ratios per kind of step, and the choice of `auto`."""
     require("onednn")
-    steps = {
-        "transformer.dit_s": transformer_step("dit_s", 1344),
-        "tokenizer.nano.16x": tokenizer_step("nano", 16, 4),
-    }
-    if not quick:
-        steps["transformer.dit_b"] = transformer_step("dit_b", 1344)
-    return {
-        "auto": calibrate(),
-        "threads": torch.get_num_threads(),
-        "cases": {name: compare(step, 1 if quick else ROUNDS) for name, step in steps.items()},
-    }
+    keep_freed_memory()  # as in training
+    cases = {}
+    for name, make in steps(quick).items():
+        cases[name] = compare(make(), 1 if quick else MAX_ROUNDS)
+        gc.collect()  # frees the model before the next one is built
+    return {"auto": calibrate(), "threads": torch.get_num_threads(), "cases": cases}
 
 
-def compare(step: Step, rounds: int) -> dict[str, Any]:
-    """Return processor seconds of a step per library, and their ratios, of alternating rounds."""
+def compare(step: Step, max_rounds: int, seconds: float = SECONDS) -> dict[str, Any]:
+    """Return seconds of a step per library, and their ratios, of alternating rounds."""
     taken: dict[str, list[float]] = {name: [] for name in SIDES}
-    for number in range(rounds + 1):
+    for backend in dict.fromkeys(SIDES.values()):  # warms up
+        _seconds(step, backend)
+    start = time.perf_counter()
+    for number in range(max_rounds):
+        if number >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+            break
         for name in SIDES if number % 2 else reversed(SIDES):
-            with using(SIDES[name]):
-                start = time.process_time()
-                step.run()
-                seconds = time.process_time() - start
-            if number:  # the first round warms up
-                taken[name].append(seconds)
-    first = taken["mkl"]
+            taken[name].append(_seconds(step, SIDES[name]))
+    medians = {name: statistics.median(values) for name, values in taken.items()}
     return {
         "images": step.images,
-        "processor_seconds": {name: vars(Spread.of(values)) for name, values in taken.items()},
-        "gflops_per_processor_second": {
-            name: step.flops / statistics.median(values) / 1e9 for name, values in taken.items()
-        },
-        "mkl_over_onednn": vars(Spread.of(_ratios(first, taken["onednn"]))),
-        "mkl_over_mkl": vars(Spread.of(_ratios(first, taken["mkl again"]))),
+        "tokens": step.tokens,
+        "rounds": len(taken["mkl"]),
+        "step_seconds": {name: vars(Spread.of(values)) for name, values in taken.items()},
+        "images_per_second": {name: step.images / median for name, median in medians.items()},
+        "gflops_per_second": {name: step.flops / median / 1e9 for name, median in medians.items()},
+        "mkl_over_onednn": vars(Spread.of(_ratios(taken["mkl"], taken["onednn"]))),
+        "mkl_over_mkl": vars(Spread.of(_ratios(taken["mkl"], taken["mkl again"]))),
     }
+
+
+def _seconds(step: Step, backend: str) -> float:
+    with using(backend):
+        start = time.perf_counter()
+        step.run()
+        return time.perf_counter() - start
 
 
 def _ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:

@@ -4,18 +4,19 @@
 
 Keys are <mix>.ratio_vs_<baseline>: our images per second relative to the baseline's, at the width of DiT-B/2,
 two layers deep, with AdamW. The mixes are the paper's, named by their mean number of tokens; a batch holds
-MAX_TOKENS. The baselines `padded`, `dense_mask` and `bucketed` train on the same images, `fixed16` on the
-same number of tokens of images at 16x. All are this package's DiT with another attention, and must first
-agree with float64 computed on one image after another. The file also contains FLOPs per image
-(`flops_per_image`) and the fill, balance and speed of the packer (`packer`). Takes half an hour on two cores;
-`--quick` takes a minute, with a quarter of the budget, one mix, and correctness on a smaller batch.
+MAX_TOKENS. The baselines `padded`, `bucketed` and `dense_mask` train on the same images, `fixed16` on the
+same number of tokens of images at 16x; `dense_mask`, whose time depends on no mix, is measured with the first
+one. All are this package's DiT with another attention, and must first agree with float64 computed on one
+image after another. The file also contains FLOPs per image (`flops_per_image`) and the fill, balance and
+speed of the packer (`packer`). Takes a quarter of an hour on two cores; `--quick` takes a minute, with a
+quarter of the budget, one mix, and correctness on a smaller batch.
 """
 
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -36,9 +37,10 @@ AUTOCAST = DEVICE == "cuda"
 DTYPE = torch.bfloat16 if AUTOCAST else torch.float32
 MODEL = {"in_channels": 16, "hidden_size": 768, "depth": 2, "num_heads": 12, "class_dropout_prob": 0.0}
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-EFFORT = harness.Effort(min_pairs=3, max_pairs=15, seconds=10.0)
+EFFORT = harness.Effort(
+    min_pairs=3, max_pairs=15, seconds=10.0, longest_extra_run=10.0, longest_repeated_turn=20.0
+)
 """One step takes seconds."""
-RATIO_OF_LENGTH = {1024: 8, 256: 16, 64: 32}
 GRADIENTS = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "final_layer.linear.weight")
 """Parameters whose gradients are compared between steps."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -119,6 +121,11 @@ def bucketed(batch: PackedSequence) -> Iterator[Part]:
         dense = PackedSequence.concat([images[i] for i in members.tolist()])
         attend = partial(varlen_attention_reference, cu_seqlens=dense.cu_seqlens.cpu())  # one SDPA call
         yield Part(dense, attend, slice(None), torch.isin(owner, members).nonzero().flatten())
+
+
+Way = Callable[[PackedSequence], Iterator[Part]]
+WAYS: tuple[Way, ...] = (padded, bucketed, dense_mask)
+"""Baselines on the same images."""
 
 
 class OtherAttention(nn.Module):
@@ -206,14 +213,20 @@ def compose_lengths(mix: Mapping[int, float], max_tokens: int) -> list[int]:
     return [lengths[i] for i in order.tolist()]
 
 
-def make_batch(lengths: Sequence[int], arguments: Mapping[str, Any]) -> Batch:
-    """Return square images with these numbers of tokens and random content."""
+def ratio_of(tokens: int, side: int = 512) -> int:
+    """Return the ratio at which a square image of `side` pixels has this number of tokens."""
+    return side // (2 * round(tokens**0.5))
+
+
+def make_batch(lengths: Sequence[int], arguments: Mapping[str, Any], side: int = 512) -> Batch:
+    """Return images of `side` pixels with these numbers of tokens and random content."""
     generator = torch.Generator().manual_seed(2)
-    sides = [2 * round(length**0.5) for length in lengths]
-    latents = [torch.randn(arguments["in_channels"], side, side, generator=generator) for side in sides]
+    ratios = [ratio_of(length, side) for length in lengths]
+    shapes = [(arguments["in_channels"], side // ratio, side // ratio) for ratio in ratios]
+    latents = [torch.randn(shape, generator=generator) for shape in shapes]
     batch = PackedSequence.from_latents(
         latents,
-        [RATIO_OF_LENGTH[length] for length in lengths],
+        ratios,
         labels=torch.randint(1000, (len(lengths),), generator=generator),
     )
     timestep = torch.randint(1000, (len(batch),), generator=generator)
@@ -221,68 +234,89 @@ def make_batch(lengths: Sequence[int], arguments: Mapping[str, Any]) -> Batch:
     return Batch(batch.replace(timestep=timestep).to(DEVICE), noise.to(DEVICE))
 
 
-def case(
-    mix: Mapping[int, float], max_tokens: int, checked_tokens: int, arguments: Mapping[str, Any] = MODEL
-) -> harness.Case:
-    """Return the case of ours against all baselines; correctness is checked on `checked_tokens` tokens."""
-    trainer = Trainer(build(arguments))
-    fixed = [256] * (max_tokens // 256)
-    lengths = compose_lengths(mix, max_tokens)
-    batches = {
-        tokens: make_batch(compose_lengths(mix, tokens), arguments) for tokens in {max_tokens, checked_tokens}
-    }
-    of_fixed = {
-        tokens: make_batch([256] * (tokens // 256), arguments) for tokens in {max_tokens, checked_tokens}
-    }
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The parts that all mixes share: the model, the sizes of batches, and the baseline at 16x."""
 
-    def contestant(
-        way: Callable[[PackedSequence], Iterator[Part]], given: Mapping[int, Batch], **more: Any
-    ) -> harness.Contestant:
-        steps = {
-            tokens: partial(trainer.step, list(way(batch.packed)), batch.noise)
-            for tokens, batch in given.items()
-        }
-        return harness.Contestant(
-            run=steps[max_tokens],
-            rehearsal=steps[checked_tokens],
-            outputs=trainer.outputs,
-            count=len(given[max_tokens].packed),
-            **more,
-        )
+    arguments: Mapping[str, Any]
+    """Of the model."""
+    max_tokens: int
+    checked_tokens: int
+    """Tokens of the batches on which correctness is checked."""
 
-    def truth(batch: Batch) -> list[Tensor]:
-        exact = Trainer(copy.deepcopy(trainer.model).double())
+    @cached_property
+    def trainer(self) -> Trainer:
+        return Trainer(build(self.arguments))
+
+    def batches(self, compose: Callable[[int], list[int]]) -> dict[int, Batch]:
+        """Return batches of `max_tokens` and `checked_tokens`; `compose` returns lengths from their sum."""
+        sizes = {self.max_tokens, self.checked_tokens}
+        return {tokens: make_batch(compose(tokens), self.arguments) for tokens in sizes}
+
+    @cached_property
+    def fixed(self) -> dict[int, Batch]:
+        """Batches of images at 16x."""
+        return self.batches(lambda tokens: [256] * (tokens // 256))
+
+    @cached_property
+    def fixed_truth(self) -> list[Tensor]:
+        return self.truth(self.fixed)
+
+    def truth(self, batches: Mapping[int, Batch]) -> list[Tensor]:
+        """Return the outputs in float64 on the batch of `checked_tokens`."""
+        batch = batches[self.checked_tokens]
+        exact = Trainer(copy.deepcopy(self.trainer.model).double())
         doubled = batch.packed.to(dtype=torch.float64)
         return exact.outputs(exact.step(list(alone(doubled)), batch.noise.double()))
 
-    flops = DiTFlops(dict(arguments))
+    def contestant(self, way: Way, batches: Mapping[int, Batch], **more: Any) -> harness.Contestant:
+        """Return the training on batches, one of the ways to batch them."""
+        steps = {
+            tokens: partial(self.trainer.step, list(way(batch.packed)), batch.noise)
+            for tokens, batch in batches.items()
+        }
+        return harness.Contestant(
+            run=steps[self.max_tokens],
+            rehearsal=steps[self.checked_tokens],
+            outputs=self.trainer.outputs,
+            count=len(batches[self.max_tokens].packed),
+            **more,
+        )
+
+
+def case(setting: Setting, mix: Mapping[int, float], ways: Sequence[Way]) -> harness.Case:
+    """Return the case of ours against other ways to batch the same images, and against images at 16x."""
+    batches = setting.batches(partial(compose_lengths, mix))
+    lengths = compose_lengths(mix, setting.max_tokens)
+    flops = DiTFlops(dict(setting.arguments))
     return harness.Case(
-        ours=contestant(ours, batches),
+        ours=setting.contestant(ours, batches),
         baselines={
-            **{way.__name__: contestant(way, batches) for way in (padded, dense_mask, bucketed)},
-            "fixed16": contestant(ours, of_fixed, truth=lambda: truth(of_fixed[checked_tokens])),
+            **{way.__name__: setting.contestant(way, batches) for way in ways},
+            "fixed16": setting.contestant(ours, setting.fixed, truth=lambda: setting.fixed_truth),
         },
-        truth=lambda: truth(batches[checked_tokens]),
+        truth=lambda: setting.truth(batches),
         tolerance=TOLERANCES[DTYPE],
-        expected={"fixed16": flops.of(fixed) / len(fixed) / (flops.of(lengths) / len(lengths))},
+        expected={"fixed16": flops.of([256]) / (flops.of(lengths) / len(lengths))},
         rates={"tokens": sum(lengths), "images": len(lengths)},
         flops=flops.of(lengths),
         multiplied=DTYPE,
         details={
             "dtype": str(DTYPE).removeprefix("torch."),
             "device": DEVICE,
-            "max_tokens": max_tokens,
-            "checked_tokens": checked_tokens,
-            "images": {f"{RATIO_OF_LENGTH[n]}x": lengths.count(n) for n in mix},
+            "max_tokens": setting.max_tokens,
+            "checked_tokens": setting.checked_tokens,
+            "images": {f"{ratio_of(n)}x": lengths.count(n) for n in mix},
         },
     )
 
 
 def cases(
-    max_tokens: int, checked_tokens: int, mixes: Sequence[str]
+    max_tokens: int, checked_tokens: int, mixes: Sequence[str], arguments: Mapping[str, Any] = MODEL
 ) -> dict[str, Callable[[], harness.Case]]:
-    """Return the cases to measure, by mix."""
-    return {mix: partial(case, MIXES[mix], max_tokens, checked_tokens) for mix in mixes}
+    """Return the cases to measure, by mix; `dense_mask` in the first one only, as it depends on no mix."""
+    setting = Setting(arguments=arguments, max_tokens=max_tokens, checked_tokens=checked_tokens)
+    return {mix: partial(case, setting, MIXES[mix], WAYS if mix == mixes[0] else WAYS[:-1]) for mix in mixes}
 
 
 def facts() -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
     python -m benchmarks.scaling_validation --json FILE [--rounds N]
 
-The parameters come from runs on one process (KNOWN: seconds = fixed + a * images and FLOPs by ratio + b *
-parameters), from the time of AdamW, and from micro-benchmarks of the collectives between two processes. The
-model then predicts steps on two processes under ZeRO 1, 2 and 3 for three configurations that it has not
-seen: another batch, another mix and another width. Measurements run in alternating rounds, each with its own
-seed. A prediction is that of the ratios which the sampler draws in the measured steps. A row passes if the
-median of its rounds is within 15 % of the prediction's median. All rows are shown, including failed ones.
+The parameters come from runs on one process (KNOWN: seconds = fixed + a * FLOPs + b * parameters), from the
+time of AdamW, and from micro-benchmarks of the collectives between two processes. The model then predicts
+steps on two processes for three configurations that it has not seen: another batch, another mix and another
+width. They are steps of the tokenizer under ZeRO 1 and 2, and of the transformer under ZeRO 3, which the
+tokenizer refuses. Measurements run in alternating rounds, each with its own seed. A prediction is that of the
+batches which are drawn in the measured steps. A row passes if the median of its rounds is within 15 % of the
+prediction's median. All rows are shown, including failed ones.
 
 FILE is written after each run. The same command resumes an incomplete FILE and repeats the runs that failed.
-Exit codes: 0 all pass, 1 a miss or a failed run. Takes about half an hour on two idle cores.
+Exit codes: 0 all pass, 1 a miss or a failed run. Takes about 20 minutes on two idle cores.
 """
 
 import argparse
@@ -21,7 +22,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +29,39 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.cluster.model import communicate
-from benchmarks.cluster.processes import (
-    CONFIG,
-    Setting,
-    measure_link,
-    measure_optimizer,
-    step_seconds,
-)
+from benchmarks.cluster.processes import measure_link, measure_optimizer, step_seconds
+from benchmarks.cluster.settings import RATIOS, Batch, Setting, Size, TokenizerSetting, TransformerSetting
 from benchmarks.cluster.zero import CONTROL, FP32, Exchange, exchanges
 from benchmarks.shared.simple_program import about
 from cat_fast import console
-from cat_fast.config import read_yaml
 from cat_fast.data.files import require_writable, write_json
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
 
 TOLERANCE = 0.15
 ROUNDS = 3
-STAGES = (1, 2, 3)
-RATIOS = (8, 16, 32)
-KNOWN = (
-    *(Setting(name=f"{ratio}x, 2 images", batch=2, shares={ratio: 1.0}) for ratio in RATIOS),
-    *(Setting(name=f"{ratio}x, 6 images", batch=6, shares={ratio: 1.0}) for ratio in RATIOS),
-    Setting(name="16x, 2 images, width 3", batch=2, width=3, shares={16: 1.0}),
+STAGES = {"tokenizer": (1, 2), "transformer": (3,)}
+"""ZeRO stages by model; runs on one process use the first."""
+KNOWN: Sequence[Setting] = (
+    *(TokenizerSetting(name=f"{ratio}x, 2 images", batch=2, shares={ratio: 1.0}) for ratio in RATIOS),
+    *(TokenizerSetting(name=f"{ratio}x, 6 images", batch=6, shares={ratio: 1.0}) for ratio in RATIOS),
+    TokenizerSetting(name="16x, 2 images, width 3", batch=2, width=3, shares={16: 1.0}),
+    TransformerSetting(name="16x, 1024 tokens", max_tokens=1024, ratios=[16]),
+    TransformerSetting(name="16x, 3072 tokens", max_tokens=3072, ratios=[16]),
+    TransformerSetting(name="8x, 2048 tokens", max_tokens=2048, ratios=[8]),
+    TransformerSetting(name="16x, 1024 tokens, width 3", max_tokens=1024, width=3, ratios=[16]),
 )
 """Runs on one process that give the parameters."""
-UNSEEN = (
-    Setting(name="another batch", batch=4, shares={16: 1.0}),
-    Setting(name="another mix", batch=4, shares={8: 0.5, 32: 0.5}),
-    Setting(name="another width", batch=2, width=2, shares={16: 1.0}),
+UNSEEN: Sequence[Setting] = (
+    TokenizerSetting(name="another batch", batch=4, shares={16: 1.0}),
+    TokenizerSetting(name="another mix", batch=4, shares={8: 0.5, 32: 0.5}),
+    TokenizerSetting(name="another width", batch=2, width=2, shares={16: 1.0}),
+    TransformerSetting(name="another batch", max_tokens=2048, ratios=[16]),
+    TransformerSetting(name="another mix", max_tokens=2048, ratios=[8, 32]),
+    TransformerSetting(name="another width", max_tokens=1024, width=2, ratios=[16]),
 )
 """Configurations that are predicted on two processes."""
 RANKS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Counted work of a setting."""
-
-    flops: Mapping[int, float]
-    """Of a step per image, by ratio."""
-    tensors: Sequence[int]
-    """Elements of each trained tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +74,10 @@ class StepCost:
     sharded: float = 0.0
     """Part of `per_parameter` that ranks share under ZeRO: the optimizer's update."""
 
-    def seconds(self, size: Size, ratio: int, batch: int, ranks: int = 1) -> float:
-        """Return the seconds of a rank's step at one ratio."""
+    def seconds(self, size: Size, batch: Batch, ranks: int = 1) -> float:
+        """Return the seconds of a rank's step without communication."""
         per_parameter = self.per_parameter - self.sharded + self.sharded / ranks
-        return self.fixed + self.per_flop * size.flops[ratio] * batch + per_parameter * sum(size.tensors)
+        return self.fixed + self.per_flop * size.batch_flops(batch) + per_parameter * sum(size.tensors)
 
 
 @dataclass(frozen=True)
@@ -102,16 +93,16 @@ class MeasuredLink:
 
 
 def fit_step(measured: Sequence[tuple[Setting, Size, float]], optimizer: Mapping[int, float]) -> StepCost:
-    """Fit the cost of a step to runs of one ratio on one process, by least squares of relative errors.
+    """Fit the cost of a step to runs on one process, by least squares of relative errors.
 
     Args:
-        measured: settings, their counted work and the seconds of a step.
+        measured: settings, their counted work and the mean seconds of a step.
         optimizer: seconds of AdamW by number of parameters.
     """
     rows, seconds = [], []
     for setting, size, taken in measured:
-        (ratio,) = setting.shares
-        rows.append([1.0, size.flops[ratio] * setting.batch, sum(size.tensors)])
+        flops = statistics.fmean(size.batch_flops(batch) for (batch,) in setting.draws(1, 0))
+        rows.append([1.0, flops, sum(size.tensors)])
         seconds.append(taken)
     fixed, per_flop, per_parameter = _least_squares(rows, seconds)
     _, update = _least_squares([[1.0, size] for size in optimizer], list(optimizer.values()))
@@ -155,32 +146,9 @@ def predict(
     ranks: int = RANKS,
 ) -> float:
     """Return the predicted mean seconds of the measured steps of a run on several processes."""
-    slowest = [
-        max(cost.seconds(size, ratio, setting.batch, ranks) for ratio in draw)
-        for draw in setting.draws(ranks, seed)
-    ]
+    slowest = [max(cost.seconds(size, batch, ranks) for batch in draw) for draw in setting.draws(ranks, seed)]
     found = [*exchanges(size.tensors, stage), CONTROL]
     return statistics.fmean(slowest) + communicate(found, link).exposed
-
-
-def count_size(setting: Setting) -> Size:
-    """Count the work of a setting on tensors without memory."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from cat_fast import NestedAutoencoderKL
-    from cat_fast.models.build import build_model
-
-    arguments = read_yaml(CONFIG)["model"] | {"block_out_channels": setting.channels}
-    with torch.device("meta"):
-        model = build_model(NestedAutoencoderKL, arguments)
-    flops = {}
-    for ratio in RATIOS:
-        image = torch.empty(1, 3, setting.side, setting.side, device="meta")
-        with FlopCounterMode(display=False) as counter:
-            model(image, ratio).sample.sum().backward()
-        flops[ratio] = float(counter.get_total_flops())
-    return Size(flops=flops, tensors=[p.numel() for p in model.parameters()])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,14 +163,20 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.setting.name}, ZeRO {self.stage}, {self.ranks} ranks, round {self.round}"
+        run = f"{self.ranks} ranks, round {self.round}"
+        return f"{self.setting.model}, {self.setting.name}, ZeRO {self.stage}, {run}"
+
+
+def predicted_pairs() -> list[tuple[Setting, int]]:
+    """Return the configurations and stages of all rows."""
+    return [(setting, stage) for setting in UNSEEN for stage in STAGES[setting.model]]
 
 
 def plan(rounds: int) -> list[Cell]:
     """Return all runs in their order."""
-    cells = [Cell(setting=setting, ranks=1, stage=1) for setting in KNOWN]
+    cells = [Cell(setting=setting, ranks=1, stage=STAGES[setting.model][0]) for setting in KNOWN]
+    pairs = predicted_pairs()
     for number in range(rounds):
-        pairs = list(product(UNSEEN, STAGES))
         for setting, stage in pairs if number % 2 == 0 else reversed(pairs):
             cells.append(Cell(setting=setting, ranks=RANKS, stage=stage, round=number))
     return cells
@@ -238,32 +212,38 @@ def report(
     runs: Runs,
     link_seconds: Mapping[str, Mapping[int, float]],
     optimizer_seconds: Mapping[int, float],
-    size_of: Callable[[Setting], Size] = count_size,
+    size_of: Callable[[Setting], Size] = lambda setting: setting.count(),
 ) -> dict[str, Any]:
     """Return the fitted parameters, and one row per configuration and stage.
 
     Raises:
         UserError: a run on one process failed, or the link cannot be fitted.
     """
-    known = []
-    for cell in cells:
-        if cell.ranks == 1:
-            if "error" in runs[cell.name]:
-                raise UserError(f"{cell.name}: {runs[cell.name]['error']}; the same command repeats it")
-            known.append((cell.setting, size_of(cell.setting), runs[cell.name]["seconds"]))
-    cost, link = fit_step(known, optimizer_seconds), fit_link(link_seconds)
-    sizes = {setting.name: size_of(setting) for setting in UNSEEN}
-    rows = [
-        _row([cell for cell in cells if cell.ranks > 1 and (cell.setting, cell.stage) == (setting, stage)],
-             runs, sizes[setting.name], cost, link)
-        for setting, stage in product(UNSEEN, STAGES)
-    ]  # fmt: skip
-    return {"step": asdict(cost), "link": dict(link.costs), "rows": rows}
+    link, costs = fit_link(link_seconds), {}
+    for model in STAGES:
+        known = []
+        for cell in cells:
+            if cell.ranks == 1 and cell.setting.model == model:
+                if "error" in runs[cell.name]:
+                    raise UserError(f"{cell.name}: {runs[cell.name]['error']}; the same command repeats it")
+                known.append((cell.setting, size_of(cell.setting), runs[cell.name]["seconds"]))
+        costs[model] = fit_step(known, optimizer_seconds)
+    rows = []
+    for setting, stage in predicted_pairs():
+        own = [cell for cell in cells if (cell.setting, cell.stage, cell.ranks) == (setting, stage, RANKS)]
+        rows.append(_row(own, runs, size_of(setting), costs[setting.model], link))
+    steps = {model: asdict(cost) for model, cost in costs.items()}
+    return {"steps": steps, "link": dict(link.costs), "rows": rows}
 
 
 def _row(cells: Sequence[Cell], runs: Runs, size: Size, cost: StepCost, link: MeasuredLink) -> dict[str, Any]:
     first = cells[0]
-    row: dict[str, Any] = {"configuration": first.setting.name, "stage": first.stage, "within": False}
+    row: dict[str, Any] = {
+        "model": first.setting.model,
+        "configuration": first.setting.name,
+        "stage": first.stage,
+        "within": False,
+    }
     predicted = [predict(cell.setting, size, cell.stage, cost, link, cell.round) for cell in cells]
     row["predicted"] = statistics.median(predicted)
     if errors := [found["error"] for cell in cells if "error" in (found := runs[cell.name])]:
@@ -277,7 +257,8 @@ def _row(cells: Sequence[Cell], runs: Runs, size: Size, cost: StepCost, link: Me
 
 def line(row: Mapping[str, Any]) -> str:
     """Format a row as text."""
-    text = f"{row['configuration']}, ZeRO {row['stage']}: predicted {row['predicted'] * 1e3:.1f} ms, "
+    name = f"{row['model']}, {row['configuration']}, ZeRO {row['stage']}"
+    text = f"{name}: predicted {row['predicted'] * 1e3:.1f} ms, "
     if "failed" in row:
         return f"{text}FAILED: {row['failed'].splitlines()[-1]}"
     verdict = "ok" if row["within"] else "MISS"
@@ -330,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def run(cell: Cell) -> float:
             print(cell.name, flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                return step_seconds(cell.setting, Path(folder) / "run", cell.ranks, cell.stage, cell.round)
+                return step_seconds(cell.setting, Path(folder), cell.ranks, cell.stage, cell.round)
 
         measure(cells, runs, run, save)
         found = report(cells, runs, measure_link(), measure_optimizer())

@@ -3,13 +3,15 @@
     python -m benchmarks.scoring --json FILE [--quick]
 
 Measured is the processor time of one thread: the distilled scorers on packaged captions, and the bytes of a
-JPEG file on the packaged photographs. Start-up and peak memory are those of processes that score one and
-4,000 captions. The accurate scorer is also compared with itself, in alternating rounds, with its matrix
-products by MKL and by oneDNN; `library` names the one that it uses. --quick leaves out all but the rates.
+JPEG file on the packaged photographs. An image has one caption, so `rates` of a scorer are both. Start-up and
+peak memory are those of processes that score one and 4,000 captions. The accurate scorer is also compared
+with itself, in alternating rounds on all threads, with its matrix products by MKL and by oneDNN; `library`
+names the one that it uses. --quick leaves out all but the rates.
 
-Published are 1.63 s per image (one vision-language model) and 1.84 s (captioner and language model) on an
-H100; another table of the paper gives about 50 ms for the same step. The ratios compare one CPU core with an
-H100, and a caption that exists with an image that is to be described.
+Published are 1 s per caption (a language model), 1.63 s per image (one vision-language model) and 1.84 s per
+image (captioner and language model) on an H100; another table of the paper gives about 50 ms for the same
+step. The ratios compare one CPU core with an H100, and a caption that exists with an image that is to be
+described.
 """
 
 import sys
@@ -17,11 +19,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from benchmarks.linear import compare
 from benchmarks.shared import simple_program
-from benchmarks.training_steps import Step
+from benchmarks.shared.steps import Step, count_flops
 from cat_fast.complexity.distillation.footprint import measure_footprint
 from cat_fast.complexity.rated_captions import read_rated
 from cat_fast.complexity.scorers.accurate.scorer import AccurateScorer
@@ -51,7 +51,8 @@ def measure(quick: bool) -> dict[str, Any]:
     scorers["jpeg"] = {"seconds": jpeg_seconds(8 if quick else 40), "scope": "image"}
     published = {speed.name: speed.seconds for speed in PUBLISHED_SPEEDS}
     for found in scorers.values():
-        found["per_second"] = 1 / found["seconds"]
+        units = ("images", "captions") if found["scope"] == "caption" else ("images",)
+        found["rates"] = dict.fromkeys(units, 1 / found["seconds"])
         found["ratio_vs_published"] = {
             name: seconds / found["seconds"] for name, seconds in published.items()
         }
@@ -64,13 +65,13 @@ def scorer_step(scorer: AccurateScorer, captions: int) -> Step:
         layer.backend = None
     rows = read_rated()
     descriptions = [row.description for row in rows[:: len(rows) // captions][:captions]]
-    with using("mkl"), FlopCounterMode(display=False) as counter:
-        scorer.score_many(descriptions)
+    with using("mkl"):
+        flops = count_flops(lambda: scorer.score_many(descriptions))
     return Step(
         run=lambda: scorer.score_many(descriptions),
         images=len(descriptions),
         tokens=sum(map(len, scorer.encoder.tokens([d.caption for d in descriptions]))),
-        flops=counter.get_total_flops(),
+        flops=flops,
         precision="fp32",
     )
 
@@ -89,9 +90,13 @@ def jpeg_seconds(count: int) -> float:
 
 def lines(found: Mapping[str, Any]) -> Sequence[str]:
     """Format the results, one scorer per line."""
+    published = found["published_seconds"]
     rows = [
-        f"{name}: {row['per_second']:.4g} {row['scope']}s/s per core; published: "
-        + ", ".join(f"{ratio:.3g} x {other}" for other, ratio in row["ratio_vs_published"].items())
+        f"{name}: {', '.join(f'{rate:.4g} {unit}/s' for unit, rate in row['rates'].items())} per core; "
+        + ", ".join(
+            f"{ratio:.3g} x {other} ({published[other]:g} s)"
+            for other, ratio in row["ratio_vs_published"].items()
+        )
         for name, row in found["scorers"].items()
     ]
     if libraries := found["scorers"]["accurate"].get("libraries"):

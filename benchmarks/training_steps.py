@@ -1,125 +1,176 @@
-"""Complete training steps of tokenizer and transformer: images/s, tokens/s, FLOPs per image, and MFU on GPUs.
+"""Complete training steps of tokenizer and transformer, and generation: rates, FLOPs, memory, MFU.
 
     python -m benchmarks.training_steps --json FILE [--quick] [--only TEXT]
 
 A step of the tokenizer is that of `cat-fast plan cost`: all loss terms, the discriminator, AdamW. A step of
-the transformer is a packed batch of the paper's mix of 197 tokens: forward, backward, AdamW. Neither loads
-data nor communicates. Rounds alternate over all cases; figures are medians, with quartiles. MFU is relative
-to the data sheet of the GPU, so on a CPU there is none. `--quick` measures the nano models only.
+the transformer is a packed batch: forward, backward, AdamW. Neither loads data nor communicates.
+
+`fixed_8x`, `fixed_16x`, `fixed_32x` and `mix` compare fixed ratios with CAT's mix on ImageNet, 6 / 49 / 45 %
+at 8x / 16x / 32x, at 512 px: `train.transformer` on equally many tokens of DiT-S/2; `generate` with DiT-S/2,
+guidance and CAT's decoder, of whose 250 denoising steps one is measured; `train.tokenizer` with CAT's
+tokenizer, which at each ratio runs the layers of the fixed one. `composed_of` lists the steps per image of a
+row that was not measured itself.
+
+Cases that share a model alternate in rounds; figures are medians, with quartiles. Peak memory excludes
+weights and states of the optimizer. MFU is relative to the data sheet of the GPU, so on a CPU there is none.
+The file is written after every round. `--quick` measures the nano tokenizer and a small batch of DiT-S/2.
 """
 
 import argparse
+import gc
 import json
+import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import packing
 from benchmarks.shared import machine
 from benchmarks.shared.harness import Spread, rounded
 from benchmarks.shared.mixes import MIXES
 from benchmarks.shared.simple_program import about
+from benchmarks.shared.steps import (
+    DEVICE,
+    GUIDANCE,
+    SIDE,
+    STEPS,
+    Generation,
+    Step,
+    TokenizerTraining,
+    TransformerTraining,
+)
 from cat_fast import console, hardware
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
-from cat_fast.training.config.load import load_run
-from cat_fast.training.config.settings import GeneratorRun, TokenizerRun
-from cat_fast.training.metrics.flops import DiTFlops, TokenizerFlops, token_count
 from cat_fast.training.metrics.throughput import matmul_format
-from cat_fast.training.tokenizer.synthetic_step import Workload
+from cat_fast.training.runtime.host_memory import keep_freed_memory
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-DEVICE = packing.DEVICE
-ROUNDS = 5
+ROUNDS, MIN_ROUNDS, LONG = 3, 2, 180.0
+"""Rounds of a group of cases; after `MIN_ROUNDS`, none starts later than after `LONG` seconds."""
+RATIOS = (8, 16, 32)
+MAX_TOKENS = 16_384 if DEVICE == "cuda" else 4096
+"""Tokens of a batch of DiT-S/2."""
+SMALL = 1344
+"""Tokens of one image at each ratio."""
+MIX = MIXES["216"]
+"""Shares on ImageNet, by number of tokens."""
+SHARES = {packing.ratio_of(tokens): share for tokens, share in MIX.items()}
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One kind of step, ready to run."""
+class Group:
+    """Cases that share a model."""
 
-    run: Callable[[], object]
-    images: int
-    tokens: float
-    flops: float
-    precision: str
+    setup: Callable[[], Any]
+    """Returns what the steps share."""
+    steps: Mapping[str, Callable[[Any], Step]]
+    """Set up a step, by name of its case."""
+    totals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Cases that follow from these: number of steps of each per image."""
+
+    def only(self, text: str) -> "Group":
+        """Return the cases whose name contains a text, and those that they follow from."""
+        totals = {name: parts for name, parts in self.totals.items() if text in name}
+        needed = {part for parts in totals.values() for part in parts}
+        steps = {name: make for name, make in self.steps.items() if text in name or name in needed}
+        return Group(setup=self.setup, steps=steps, totals=totals)
 
 
-def tokenizer_step(config: str, ratio: int, images: int, overrides: Sequence[str] = ()) -> Step:
-    """Set up a step of a configuration in configs/tokenizer."""
-    run = load_run(str(CONFIGS / f"tokenizer/{config}.yaml"), list(overrides))
-    assert isinstance(run, TokenizerRun)
-    torch.manual_seed(0)
-    workload = Workload(run, DEVICE)
-    batch = workload.batch(ratio, images)
-    flops = TokenizerFlops(run, workload.objective, workload.discriminator)
-    return Step(
-        run=lambda: workload.step(batch),
-        images=images,
-        tokens=images * token_count(ratio, run.data.crop_size),
-        flops=flops.of(ratio, images, workload.adversarial),
-        precision=run.precision,
+def batches(max_tokens: int) -> dict[str, list[int]]:
+    """Return the numbers of tokens of a batch's images: fixed ratios, and CAT's mix."""
+    fixed = {f"fixed_{packing.ratio_of(tokens)}x": [tokens] * (max_tokens // tokens) for tokens in MIX}
+    return fixed | {"mix": packing.compose_lengths(MIX, max_tokens)}
+
+
+def groups(quick: bool) -> list[Group]:
+    """Return all cases. Each group's model is built when it is measured, since all do not fit in memory."""
+    nano = Group(
+        setup=partial(TokenizerTraining, "nano"),
+        steps={
+            f"tokenizer.nano.{ratio}x": partial(TokenizerTraining.step, ratio=ratio, images=4)
+            for ratio in RATIOS
+        },
     )
-
-
-def transformer_step(config: str, max_tokens: int) -> Step:
-    """Set up a step of a configuration in configs/generator, on packed images of all ratios."""
-    run = load_run(str(CONFIGS / f"generator/{config}.yaml"), [])
-    assert isinstance(run, GeneratorRun)
-    arguments = {"in_channels": 16, **run.model, "class_dropout_prob": 0.0}
-    arguments.pop("ratios", None)
-    lengths = packing.compose_lengths(MIXES["197"], max_tokens)
-    trainer = packing.Trainer(packing.build(arguments))
-    batch = packing.make_batch(lengths, arguments)
-    parts = list(packing.ours(batch.packed))
-    return Step(
-        run=lambda: trainer.step(parts, batch.noise),
-        images=len(lengths),
-        tokens=sum(lengths),
-        flops=DiTFlops(arguments).of(lengths),
-        precision="bf16" if packing.AUTOCAST else "fp32",
+    own = {"transformer.dit_s": packing.compose_lengths(MIXES["197"], SMALL if quick else MAX_TOKENS)}
+    compared = {} if quick else {f"train.transformer.{name}": n for name, n in batches(MAX_TOKENS).items()}
+    small = Group(
+        setup=partial(TransformerTraining, "dit_s"),
+        steps={
+            name: partial(TransformerTraining.step, lengths=lengths)
+            for name, lengths in (own | compared).items()
+        },
     )
+    return [nano, small] if quick else [nano, small, *_large()]
 
 
-def steps(quick: bool) -> dict[str, Callable[[], Step]]:
-    """Return the cases by name."""
-    found: dict[str, Callable[[], Step]] = {
-        f"tokenizer.nano.{ratio}x": partial(tokenizer_step, "nano", ratio, 4) for ratio in (8, 16, 32)
-    }
-    found["transformer.dit_s"] = lambda: transformer_step("dit_s", 1344 if quick else 16_384)
-    if not quick:
-        plain = ["discriminator.pretrained="]
-        for ratio in (8, 16, 32):
-            images = 8 if DEVICE == "cuda" else 1
-            found[f"tokenizer.cat_c16.{ratio}x"] = partial(tokenizer_step, "cat_c16", ratio, images, plain)
-        found["transformer.cat_xl"] = lambda: transformer_step("cat_xl", 16_384 if DEVICE == "cuda" else 1344)
-    return found
+def _large() -> list[Group]:
+    images = 8 if DEVICE == "cuda" else 1
+    tokens = 16_384 if DEVICE == "cuda" else SMALL
+    step = "train.tokenizer.fixed_{}x".format
+    return [
+        Group(
+            setup=partial(TokenizerTraining, "cat_c16", ["discriminator.pretrained="]),
+            steps={
+                step(ratio): partial(TokenizerTraining.step, ratio=ratio, images=images) for ratio in RATIOS
+            },
+            totals={"train.tokenizer.mix": {step(ratio): share for ratio, share in SHARES.items()}},
+        ),
+        Group(
+            setup=partial(TransformerTraining, "cat_xl"),
+            steps={"transformer.cat_xl": lambda t: t.step(packing.compose_lengths(MIXES["197"], tokens))},
+        ),
+        Group(
+            setup=partial(Generation, "dit_s"),
+            steps={
+                **{
+                    f"denoise.{name}": partial(Generation.denoise, lengths=n)
+                    for name, n in batches(MAX_TOKENS).items()
+                },
+                **{f"decode.{ratio}x": partial(Generation.decode, ratio=ratio) for ratio in RATIOS},
+            },
+            totals={
+                **{f"generate.fixed_{f}x": {f"denoise.fixed_{f}x": STEPS, f"decode.{f}x": 1} for f in RATIOS},
+                "generate.mix": {
+                    "denoise.mix": STEPS,
+                    **{f"decode.{ratio}x": share for ratio, share in SHARES.items()},
+                },
+            },
+        ),
+    ]
 
 
-def measure(cases: Mapping[str, Callable[[], Step]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Time the steps in alternating rounds; the first one warms up."""
-    made = {name: make() for name, make in cases.items()}
-    taken: dict[str, list[float]] = {name: [] for name in made}
-    for number in range(rounds + 1):
-        order = list(made) if number % 2 else list(reversed(made))
-        for name in order:
+def measure(group: Group, rounds: int) -> Iterator[dict[str, Row]]:
+    """Yield the rows of a group after each round. An untimed round measures memory and warms up."""
+    shared = group.setup()
+    steps = {name: make(shared) for name, make in group.steps.items()}
+    peaks = {name: machine.peak_bytes(step.run) for name, step in steps.items()}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    start = time.perf_counter()
+    for number in range(rounds):
+        for name in list(steps) if number % 2 else reversed(steps):
             machine.synchronize()
-            start = time.perf_counter()
-            made[name].run()
+            before = time.perf_counter()
+            steps[name].run()
             machine.synchronize()
-            if number:
-                taken[name].append(time.perf_counter() - start)
-    return {name: figures(step, taken[name]) for name, step in made.items()}
+            taken[name].append(time.perf_counter() - before)
+        rows = {name: figures(step, taken[name]) for name, step in steps.items()}
+        rows |= {name: total(parts, steps, taken) for name, parts in group.totals.items()}
+        for name, row in rows.items():
+            known = [peak for part in group.totals.get(name, {name: 1}) if (peak := peaks[part]) is not None]
+            row["peak_bytes"] = {"ours": max(known, default=None)}
+        yield rows
+        if number + 1 >= MIN_ROUNDS and time.perf_counter() - start > LONG:
+            return
 
 
-def figures(step: Step, seconds: Sequence[float]) -> dict[str, Any]:
+def figures(step: Step, seconds: Sequence[float]) -> Row:
     """Return rates of a step from the seconds of its rounds; `mfu` is None where no peak is known."""
     spread = Spread.of(seconds)
     gpu = hardware.gpu_in_use()
@@ -137,35 +188,81 @@ def figures(step: Step, seconds: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def total(parts: Mapping[str, float], steps: Mapping[str, Step], taken: Mapping[str, Sequence[float]]) -> Row:
+    """Return the row of one image that takes several steps, from the seconds of their rounds."""
+    one = {name: count / steps[name].images for name, count in parts.items()}
+    rounds = zip(*(taken[name] for name in parts), strict=True)
+    seconds = [sum(map(operator.mul, one.values(), values)) for values in rounds]
+    spread = Spread.of(seconds)
+    flops = sum(share * steps[name].flops for name, share in one.items())
+    return {
+        "right": True,
+        "seconds": {"ours": vars(spread)},
+        "rates": {"images": 1 / spread.median},
+        "images": 1,
+        "flops_per_image": flops,
+        "gflops_per_second": flops / spread.median / 1e9,
+        "precision": steps[next(iter(parts))].precision,
+        "composed_of": dict(parts),
+    }
+
+
+def line(name: str, row: Mapping[str, Any]) -> str:
+    """Format a row as text."""
+    rates = ", ".join(f"{value:.4g} {unit}/s" for unit, value in row["rates"].items())
+    peak = row["peak_bytes"]["ours"]
+    memory = "" if peak is None else f", {peak / 2**20:.0f} MiB"
+    mfu = f", MFU {row['mfu']:.1%}" if row.get("mfu") else ""
+    return (
+        f"{name}: {rates}, {row['flops_per_image'] / 1e9:.4g} GFLOPs/image, "
+        f"{row['gflops_per_second']:.4g} GFLOP/s{memory}{mfu}"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write. Return 2 for invalid usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    parser.add_argument("--quick", action="store_true", help="nano models and a small transformer only")
+    parser.add_argument("--quick", action="store_true", help="nano tokenizer and a small batch only")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     given = parser.parse_args(arguments)
+    every = groups(given.quick)
+    chosen = [part for group in every if (part := group.only(given.only)).steps]
+    found: dict[str, Row] = {}
     try:
-        cases = {name: make for name, make in steps(given.quick).items() if given.only in name}
-        if not cases:
-            raise UserError(f"--only {given.only}: expected part of one of {', '.join(steps(given.quick))}")
+        if not chosen:
+            names = [name for group in every for name in (*group.steps, *group.totals)]
+            raise UserError(f"--only {given.only}: expected part of one of {', '.join(names)}")
         if given.json:
             require_writable(given.json)
+        if DEVICE == "cpu":  # as in training
+            keep_freed_memory()
         load = os.getloadavg()[0]
-        found = measure(cases, 1 if given.quick else ROUNDS)
+        for group in chosen:
+            rows: dict[str, Row] = {}
+            for rows in measure(group, 1 if given.quick else ROUNDS):
+                found |= rows
+                if given.json:
+                    write(given.json, found, load)
+            gc.collect()  # frees the model before the next one is built
+            print("\n".join(line(name, row) for name, row in rows.items()), flush=True)
     except UserError as error:
         console.print_error(error)
         return 2
-    for name, row in found.items():
-        mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] else ""
-        print(
-            f"{name}: {row['rates']['images']:.4g} images/s, {row['rates']['tokens']:.4g} tokens/s, "
-            f"{row['flops_per_image'] / 1e9:.4g} GFLOPs/image, {row['gflops_per_second']:.4g} GFLOP/s{mfu}"
-        )
-    if given.json:
-        content = rounded({"cases": found, "about": about("training_steps", load)})
-        with atomic_write(given.json) as part:
-            part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0
+
+
+def write(path: Path, cases: Mapping[str, Row], load: float) -> None:
+    """Write the rows so far, the settings of the comparison, and the machine."""
+    compared = {
+        "side": SIDE,
+        "shares": {f"{ratio}x": share for ratio, share in SHARES.items()},
+        "denoising_steps": STEPS,
+        "guidance": GUIDANCE,
+    }
+    content = rounded({"cases": cases, "compared": compared, "about": about("training_steps", load)})
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

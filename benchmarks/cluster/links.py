@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,13 @@ class Assumptions:
     restart_seconds: float
     failure_hours_per_gpu: float
     algorithms: Sequence[Algorithm]
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str]
     """By parameter; `assumed` without one."""
 
     def described(self) -> dict[str, Any]:
         """Return every parameter with its source."""
-        return {name: {"value": getattr(self, name), "source": text} for name, text in self.sources.items()}
+        values = {**vars(self), "algorithms": [vars(one) for one in self.algorithms]}
+        return {name: {"value": values[name], "source": source} for name, source in self.sources.items()}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ def read_links(path: Path = FILE) -> tuple[Mapping[str, Node], Assumptions]:
     assumptions = Assumptions(
         **{name: one["value"] for name, one in content["assumptions"].items()},
         algorithms=[Algorithm(**values) for values in content["nccl"]["algorithms"]],
-        sources={name: one["source"] for name, one in content["assumptions"].items()},
+        sources={
+            **{name: one["source"] for name, one in content["assumptions"].items()},
+            "algorithms": content["nccl"]["source"],
+        },
     )
     algorithms = {f"{one.kind} {one.protocol}": one for one in assumptions.algorithms}
     for name, checked in {**nodes, **algorithms, "assumptions": assumptions}.items():

@@ -1,4 +1,4 @@
-"""Runs of the tokenizer's training on one or two processes, and micro-benchmarks of the link and of AdamW.
+"""Runs of training on one or two processes, and micro-benchmarks of the link and of AdamW.
 
 Everything that trains goes through the real training command, so that a step includes all that a run does.
 """
@@ -10,18 +10,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from cat_fast.data.sampling.step_plan import PerRankPlan
+from benchmarks.cluster.settings import SKIPPED_STEPS, Batch, Setting
 from cat_fast.processes.group import running
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "configs/tokenizer/nano.yaml"
-SKIPPED_STEPS = 3
-"""First steps, which also set up."""
 LINK_SIZES = (1 << 12, 1 << 18, 1 << 22, 1 << 24)
 """Elements of the collectives that measure the link."""
 COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather")
@@ -30,72 +26,35 @@ OPTIMIZER_SIZES = (1 << 18, 1 << 22)
 REPEATS = 9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One configuration of a short run."""
-
-    name: str
-    batch: int
-    """Images per rank."""
-    width: int = 1
-    """Factor on all channels."""
-    shares: Mapping[int, float]
-    side: int = 64
-    steps: int = 15
-
-    @property
-    def channels(self) -> list[int]:
-        """Channels of the blocks."""
-        return [32 * self.width] * 4 + [64 * self.width] * 2
-
-    def draws(self, ranks: int, seed: int) -> list[tuple[int, ...]]:
-        """Return the ratios of all ranks in each measured step of a run with this seed."""
-        plan = PerRankPlan(self.shares, self.batch, ranks, seed)
-        return [
-            tuple(share.ratio for share in plan.plan(step, {})) for step in range(SKIPPED_STEPS, self.steps)
-        ]
-
-    def overrides(self, folder: Path, stage: int, seed: int) -> list[str]:
-        """Return the settings of the run; GAN and networks in the loss are off, so that ZeRO 3 works."""
-        shares = ", ".join(f"{ratio}: {self.shares.get(ratio, 0.0)}" for ratio in (8, 16, 32))
-        return [
-            f"output_dir={folder}",
-            f"seed={seed}",
-            f"deepspeed=deepspeed/zero{stage}.json",
-            f"model.block_out_channels={self.channels}",
-            "model.initialisation=default",
-            f"data.image_size={self.side}",
-            f"data.batch_size={self.batch}",
-            f"sampler.shares={{{shares}}}",
-            "sampler.pool=all",
-            "loss.gan_weight=0",
-            "loss.perceptual_weight=0",
-            f"schedule.total_steps={self.steps}",
-            "schedule.warmup_steps=1",
-            "checkpoint.every_steps=100000",
-            "logging.grid_every_steps=0",
-            "logging.scalars_every_steps=1",
-            "evaluation.every_steps=0",
-        ]
-
-
 def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: int) -> float:
     """Return the mean seconds of a step of a run on one thread per process.
 
     Raises:
         RuntimeError: a process failed.
     """
-    command = [sys.executable, "-m", "cat_fast.train", str(CONFIG), *setting.overrides(folder, stage, seed)]
+    setting.prepare(folder)
+    run = folder / "run"
+    command = [
+        *(sys.executable, "-m", "cat_fast.train", str(setting.config)),
+        *setting.overrides(folder),
+        f"output_dir={run}",
+        f"seed={seed}",
+        f"deepspeed=deepspeed/zero{stage}.json",
+        "schedule.warmup_steps=1",
+        "checkpoint.every_steps=100000",
+        "logging.scalars_every_steps=1",
+        "evaluation.every_steps=0",
+    ]
     _run_ranks(command, ranks)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
     return typical_seconds(seconds[SKIPPED_STEPS:], setting.draws(ranks, seed))
 
 
-def typical_seconds(seconds: Sequence[float], draws: Sequence[tuple[int, ...]]) -> float:
-    """Return the mean over steps of the median of all steps with the same ratios.
+def typical_seconds(seconds: Sequence[float], draws: Sequence[tuple[Batch, ...]]) -> float:
+    """Return the mean over steps of the median of all steps with the same batches.
 
-    A step that was disturbed then counts as much as the others, and the mix of ratios stays that of the run.
+    A step that was disturbed then counts as much as the others, and the mix of batches stays that of the run.
     """
     kinds = [tuple(sorted(draw)) for draw in draws]
     medians = {

@@ -5,9 +5,11 @@ from typing import Any
 
 from benchmarks import roofline, scaling
 from benchmarks.documents import tables
+from benchmarks.efficiency.row import counted_cell, measured_cell
 
 DOCUMENT = tables.ROOT / "docs/efficiency.md"
 GROUPS = ("tokens", "transformer", "tokenizer", "scoring")
+COLUMNS = ("8x", "16x", "32x", "CAT")
 
 
 def filled(text: str) -> str:
@@ -33,8 +35,8 @@ def claims(rows: list[Mapping[str, Any]]) -> str:
             row["claim"],
             row["unit"],
             f"{row['published']}",
-            f"{row['counted']:.5g}",
-            f"{row['measured']['value']:.4g}" if row["measured"] else "",
+            counted_cell(row),
+            measured_cell(row["measured"]),
             row["explanation"],
         )
         for row in rows
@@ -45,7 +47,7 @@ def claims(rows: list[Mapping[str, Any]]) -> str:
 def comparison(uses: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Return memory and time per image by use, for fixed ratios and CAT's mix."""
     rows = [
-        (use, figure, *(f"{figures.get(name, 0):,.4g}" for name in ("8x", "16x", "32x", "CAT")))
+        (use, figure, *(f"{figures[name]:,.4g}" if name in figures else "" for name in COLUMNS))
         for use, by_figure in uses.items()
         for figure, figures in by_figure.items()
     ]

@@ -1,128 +1,189 @@
-"""Memory and time of CAT against fixed 8x, 16x and 32x, and the share of scoring in the compute.
+"""Memory and time of CAT against fixed 8x, 16x and 32x: encoding, decoding, training and generating.
 
-Memory is counted. Times on GPUs are bounds and predictions from data sheets, not measurements; those on CPUs
-are of the newest committed results of the autoencoder.
+Memory is counted. Times on GPUs are bounds and predictions from data sheets, not measurements. Measured
+figures are those of the newest results of the autoencoder and of training steps, and name their machine.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.bounds.data_sheets import read_sheets
-from benchmarks.bounds.steps import dit_step, vae_step
+from benchmarks.bounds.data_sheets import Assumptions, DataSheet, read_sheets
+from benchmarks.bounds.steps import (
+    BF16,
+    dit_step,
+    predicted_seconds,
+    transformer,
+    transformer_calls,
+    vae_step,
+)
 from benchmarks.efficiency import costs
-from benchmarks.efficiency.row import Row
-from benchmarks.shared.committed import committed
+from benchmarks.efficiency.row import Results
+from benchmarks.shared.committed import machine_slug
 
 IMAGENET = {8: 0.06, 16: 0.49, 32: 0.45}
 """Shares of the ratios on ImageNet with the paper's thresholds."""
-TRAINING = {8: 0.10, 16: 0.48, 32: 0.42}
-"""Shares of the ratios in the tokenizer's training."""
-TRAINED_IMAGES, SECONDS_PER_IMAGE = 380e6, 1.63
-"""Images of the tokenizer's training set, and the published H100-seconds of describing and scoring one."""
-TOKENIZER_STEPS, TOKENIZER_BATCH = 1_000_000, 512
-CARDS = ("A100", "H100")
+GPUS = ("A100", "H100")
+TOKENIZER_IMAGES, TOKENS = 8, 16_384
+"""Images of a rank's step of the tokenizer, and tokens of a rank's step of the transformer."""
 GENERATING = "generating, 250 steps with guidance"
+TRAINING_TOKENIZER, TRAINING_TRANSFORMER = "training the tokenizer", "training the transformer"
+MEASURED_STEPS = {
+    TRAINING_TOKENIZER: ("train.tokenizer", "CAT's tokenizer"),
+    TRAINING_TRANSFORMER: ("train.transformer", "DiT-S/2"),
+    GENERATING: ("generate", "DiT-S/2"),
+}
+"""Cases of `benchmarks.training_steps`, and the model that they measure."""
+STATES = "weights, gradients, AdamW, EMA, MiB"
+Figures = Iterator[tuple[str, float]]
 
 
-def scoring_row(step_flops: Mapping[int, float], images: int, peak: float) -> Row:
-    """Return the share of describing and scoring in the tokenizer's compute.
-
-    Args:
-        step_flops: FLOPs of a training step by ratio.
-        images: images of that step.
-        peak: FLOPs per second of an A100 in the run's format.
-    """
-    per_image = sum(share * step_flops[ratio] for ratio, share in TRAINING.items()) / images
-    scoring = TRAINED_IMAGES * SECONDS_PER_IMAGE / 3600
-    training = TOKENIZER_STEPS * TOKENIZER_BATCH * per_image / peak / 3600
-    return Row(
-        claim="describing and scoring 380 M images, share of the tokenizer's compute",
-        unit="%",
-        published="< 1",
-        counted=100 * scoring / (scoring + training),
-        explanation=f"By the published 1.63 s per image, {scoring:,.0f} H100-hours; the arithmetic of 1 M "
-        f"steps takes {training:,.0f} A100-hours at the data sheet's peak, 2.5 times as many at 40 % of it.",
-    )
-
-
-def comparison() -> dict[str, Any]:
-    """Return memory and time per image of CAT and fixed ratios, for each use."""
+def comparison(results: Results) -> dict[str, Any]:
+    """Return memory and time per image by use and figure, of fixed ratios and CAT."""
     sheets, assumed = read_sheets()
-    cards = {name: sheets[name] for name in CARDS}
-    uses: dict[str, dict[str, dict[int, float]]] = {}
-
-    def put(use: str, figure: str, ratio: int, value: float) -> None:
-        uses.setdefault(use, {}).setdefault(figure, {})[ratio] = value
-
-    step_flops: dict[int, float] = {}
-    measured = measured_coding()
+    chosen = {name: sheets[name] for name in GPUS}
+    found: dict[str, dict[str, dict[int, float]]] = {}
     for ratio in costs.RATIOS:
-        for use, counts in costs.coding(f"fixed_{ratio}x_c16", ratio).items():
-            put(use, "GFLOPs", ratio, counts["flops"] / 1e9)
-            put(use, "activation MiB", ratio, counts["peak_bytes"] / 2**20)
-            put(use, "weight MiB", ratio, counts["weight_bytes"] / 2**20)
-            for name, sheet in cards.items():
-                put(use, f"{name} bound, ms", ratio, 1e3 * sheet.seconds(counts["flops"], 0, "float32"))
-                predicted = costs.seconds(counts["calls"], "float32", sheet, assumed)
-                put(use, f"{name} predicted, ms", ratio, 1e3 * predicted)
-            seconds, peak = measured[use, ratio]
-            put(use, "two CPU cores measured, ms", ratio, 1e3 * seconds)
-            put(use, "two CPU cores measured, MiB", ratio, peak / 2**20)
-        step = vae_step(f"vae_{ratio}x", f"fixed_{ratio}x_c16", ratio, 8, 64)
-        step_flops[ratio] = step.flops
-        use = "training the tokenizer"
-        put(use, "GFLOPs", ratio, step.flops / step.images / 1e9)
-        put(use, "activation MiB", ratio, costs.training_memory(f"fixed_{ratio}x_c16", ratio, 2) / 2 / 2**20)
-        for name, sheet in cards.items():
-            bound, predicted = costs.step_milliseconds(step, sheet, assumed)
-            put(use, f"{name} bound, ms", ratio, bound)
-            put(use, f"{name} predicted, ms", ratio, predicted)
-        tokens = (256 // ratio) ** 2
-        transformer = dit_step(f"dit_{ratio}x", "cat_xl", [tokens] * (16_384 // tokens), 16)
-        one = costs.generating(tokens)
-        repeats = costs.STEPS * costs.PASSES
-        put("training the transformer", "GFLOPs", ratio, transformer.flops / transformer.images / 1e9)
-        put(GENERATING, "GFLOPs", ratio, repeats * one["flops"] / 1e9)
-        put(GENERATING, "activation MiB", ratio, one["peak_bytes"] / 2**20)
-        put(GENERATING, "weight MiB", ratio, one["weight_bytes"] / 2**20)
-        for name, sheet in cards.items():
-            bound, predicted = costs.step_milliseconds(transformer, sheet, assumed)
-            put("training the transformer", f"{name} bound, ms", ratio, bound)
-            put("training the transformer", f"{name} predicted, ms", ratio, predicted)
-            bound = sheet.seconds(one["flops"], 0, "bfloat16")
-            predicted = costs.seconds(one["calls"], "bfloat16", sheet, assumed)
-            use = GENERATING
-            put(use, f"{name} bound, ms", ratio, 1e3 * repeats * bound)
-            put(use, f"{name} predicted, ms", ratio, 1e3 * repeats * predicted)
+        coded = costs.coding(costs.tokenizer_config(ratio), ratio)
+        uses = {
+            **{use: _coding(counts, chosen, assumed) for use, counts in coded.items()},
+            TRAINING_TOKENIZER: _tokenizer_training(ratio, chosen, assumed),
+            TRAINING_TRANSFORMER: _transformer_training(ratio, chosen, assumed),
+            GENERATING: _generating(ratio, chosen, assumed),
+        }
+        for use, figures in uses.items():
+            for figure, value in figures:
+                found.setdefault(use, {}).setdefault(figure, {})[ratio] = value
     rows = {
         use: {
-            figure: {**{f"{ratio}x": value for ratio, value in values.items()}, **_of_mix(figure, values)}
+            figure: {
+                **{f"{ratio}x": value for ratio, value in values.items()},
+                "CAT": _of_mix(figure, values),
+            }
             for figure, values in figures.items()
         }
-        for use, figures in uses.items()
+        for use, figures in found.items()
     }
-    nested = 4 * costs.tokenizer_parameters("cat_c16") / 2**20
+    nested = costs.tokenizer_parameters("cat_c16")
     for use in ("encode", "decode"):
-        rows[use]["weight MiB"]["CAT"] = nested
-    a100 = sheets["A100"].matrix_flops(step.dtype)
-    return {"uses": rows, "scoring": asdict(scoring_row(step_flops, 8, a100))}
+        rows[use]["weight MiB"]["CAT"] = 4 * nested / 2**20
+    parameters = vae_step("nested", "cat_c16", 16, TOKENIZER_IMAGES, 1).parameters
+    rows[TRAINING_TOKENIZER][STATES]["CAT"] = costs.training_states(**parameters) / 2**20
+    rows[GENERATING]["weight MiB"]["CAT"] = _generating_weights(nested) / 2**20
+    for use, by_figure in (*_measured_coding(results), *_measured_steps(results)):
+        rows[use] |= by_figure
+    return rows
 
 
-def measured_coding() -> dict[tuple[str, int], tuple[float, float]]:
-    """Return the measured seconds and peak bytes of encoding and decoding an image in fp32, by ratio."""
-    cases = json.loads(committed("autoencoder").read_text(encoding="utf-8"))["cases"]
-    found = {}
-    for ratio in costs.RATIOS:
-        for use in ("encode", "decode"):
-            case = cases[f"heads512.{ratio}x.{use}.fp32"]
-            found[use, ratio] = case["seconds"]["ours"]["median"], case["peak_bytes"]["ours"]
-    return found
+def _coding(counts: Mapping[str, Any], sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
+    yield "GFLOPs", counts["flops"] / 1e9
+    yield "activation MiB", counts["peak_bytes"] / 2**20
+    yield "weight MiB", counts["weight_bytes"] / 2**20
+    for name, sheet in sheets.items():
+        yield f"{name} bound, ms", 1e3 * costs.bound_seconds(counts["calls"], sheet)
+        yield f"{name} predicted, ms", 1e3 * predicted_seconds(counts["calls"], sheet, assumed)
 
 
-def _of_mix(figure: str, values: Mapping[int, float]) -> dict[str, float]:
+def _tokenizer_training(ratio: int, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
+    config = costs.tokenizer_config(ratio)
+    step = vae_step(config, config, ratio, TOKENIZER_IMAGES, 64)
+    yield "GFLOPs", sum(call.flops for call in step.calls) / step.images / 1e9
+    yield STATES, costs.training_states(**step.parameters) / 2**20
+    two, three = (costs.training_memory(config, ratio, images) for images in (2, 3))
+    yield "activation MiB", (three - two) / 2**20
+    yield from _step_times(step, sheets, assumed)
+
+
+def _transformer_training(ratio: int, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
+    tokens = _tokens(ratio)
+    step = dit_step("cat_xl", "cat_xl", [tokens] * (TOKENS // tokens), 16)
+    yield "GFLOPs", step.flops / step.images / 1e9
+    yield STATES, costs.training_states(autoencoder=step.parameters["transformer"]) / 2**20
+    kept = costs.transformer_activation_bytes(transformer("cat_xl"), tokens)
+    yield "activation MiB", kept / 2**20
+    yield from _step_times(step, sheets, assumed)
+
+
+def _generating(ratio: int, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
+    """Yield figures of a batch that fills TOKENS, with both passes of an image in one pack."""
+    tokens, config = _tokens(ratio), costs.tokenizer_config(ratio)
+    model = transformer("cat_xl")
+    calls = transformer_calls(model, [tokens] * (TOKENS // tokens), backward=False)
+    decoding = costs.coding(config, ratio, half=True)["decode"]
+    repeats = costs.STEPS * costs.PASSES * tokens / TOKENS
+    yield "GFLOPs", (repeats * sum(call.required for call in calls) + decoding["flops"]) / 1e9
+    yield "activation MiB, denoising", costs.PASSES * costs.denoising_bytes(model, tokens) / 2**20
+    yield "activation MiB, decoding", decoding["peak_bytes"] / 2**20
+    yield "weight MiB", _generating_weights(costs.tokenizer_parameters(config)) / 2**20
+    for name, sheet in sheets.items():
+        bound = repeats * costs.bound_seconds(calls, sheet) + costs.bound_seconds(decoding["calls"], sheet)
+        yield f"{name} bound, ms", 1e3 * bound
+        steps = repeats * predicted_seconds(calls, sheet, assumed)
+        decoded = predicted_seconds(decoding["calls"], sheet, assumed)
+        yield f"{name} predicted, ms", 1e3 * (steps + decoded)
+        yield f"{name} predicted, of which decoding, ms", 1e3 * decoded
+
+
+def _step_times(step: Any, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
+    for name, sheet in sheets.items():
+        yield f"{name} bound, ms", 1e3 * max(step.bound_seconds(sheet)) / step.images
+        yield f"{name} predicted, ms", 1e3 * step.predicted_seconds(sheet, assumed) / step.images
+
+
+def _generating_weights(tokenizer_parameters: int) -> int:
+    return BF16 * (costs.size(transformer("cat_xl")) + tokenizer_parameters)
+
+
+def _tokens(ratio: int) -> int:
+    return (256 // ratio) ** 2
+
+
+def _with_mix(figures: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+    """Return figures by column: those of the ratios, and CAT's."""
+    return {
+        figure: {**{f"{ratio}x": value for ratio, value in values.items()}, "CAT": _of_mix(figure, values)}
+        for figure, values in figures.items()
+    }
+
+
+def _of_mix(figure: str, values: Mapping[int, float]) -> float:
     """Return the mean over the mix on ImageNet; memory is that of the largest image."""
-    if "MiB" in figure:
-        return {"CAT": max(values.values())}
-    return {"CAT": sum(share * values[ratio] for ratio, share in IMAGENET.items())}
+    return max(values.values()) if "MiB" in figure else costs.mean_over(values, IMAGENET)
+
+
+def _measured_coding(results: Results) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+    """Yield measured times and memory of encoding and decoding an image in fp32, if there are any."""
+    if results.path("autoencoder") is None:
+        return
+    _, content = results.read("autoencoder")
+    where = f"measured on {machine_slug(content['about'])}"
+    for use in ("encode", "decode"):
+        cases = {ratio: content["cases"][f"heads512.{ratio}x.{use}.fp32"] for ratio in costs.RATIOS}
+        seconds = {ratio: case["seconds"]["ours"]["median"] for ratio, case in cases.items()}
+        peaks = {ratio: case["peak_bytes"]["ours"] for ratio, case in cases.items()}
+        figures = {
+            f"{where}, ms": {ratio: 1e3 * value for ratio, value in seconds.items()},
+            f"{where}, MiB": {ratio: value / 2**20 for ratio, value in peaks.items()},
+        }
+        yield use, _with_mix(figures)
+
+
+def _measured_steps(results: Results) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+    """Yield measured times and memory of training and generating, of the cases that a result has."""
+    if results.path("training_steps") is None:
+        return
+    _, content = results.read("training_steps")
+    machine = machine_slug(content["about"])
+    columns = {**{f"fixed_{ratio}x": f"{ratio}x" for ratio in costs.RATIOS}, "mix": "CAT"}
+    for use, (prefix, model) in MEASURED_STEPS.items():
+        cases = {
+            column: content["cases"][f"{prefix}.{name}"]
+            for name, column in columns.items()
+            if f"{prefix}.{name}" in content["cases"]
+        }
+        if not cases:
+            continue
+        where = f"measured on {machine} with {model}"
+        figures = {f"{where}, ms": {column: 1e3 / case["rates"]["images"] for column, case in cases.items()}}
+        peaks = {column: case.get("peak_bytes", {}).get("ours") for column, case in cases.items()}
+        known = {column: peak / 2**20 for column, peak in peaks.items() if peak is not None}
+        yield use, figures | ({f"{where}, MiB of the step": known} if known else {})

@@ -5,7 +5,8 @@ time, as an allocator hook would see them, without workspaces of libraries.
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,14 +14,23 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bounds.data_sheets import Assumptions, DataSheet
-from benchmarks.bounds.steps import BF16, CONFIGS, META, StepWork, transformer, transformer_calls
-from benchmarks.bounds.trace import Trace
+from benchmarks.bounds.data_sheets import DataSheet
+from benchmarks.bounds.steps import (
+    BF16,
+    CONFIGS,
+    FP32,
+    META,
+    transformer,
+    transformer_calls,
+)
+from benchmarks.bounds.trace import Call, Trace, require_operators
 from cat_fast import NestedAutoencoderKL
+from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
 from cat_fast.training.config.load import load_run
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.tokenizer.live_bytes import LiveBytes
+from cat_fast.training.tokenizer.predict_memory import Zero
 from cat_fast.training.tokenizer.predict_memory import trace as trace_memory
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
@@ -36,7 +46,7 @@ def tokenizer_config(ratio: int | None) -> str:
 
 def tokenizer_parameters(config: str) -> int:
     """Return the number of parameters of a tokenizer's configuration."""
-    return sum(p.numel() for p in _tokenizer(config).parameters())
+    return size(_tokenizer(config))
 
 
 def multiply_accumulates(config: str, ratio: int) -> int:
@@ -47,9 +57,14 @@ def multiply_accumulates(config: str, ratio: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def coding(config: str, ratio: int) -> dict[str, dict[str, Any]]:
-    """Return parameters, FLOPs, bytes and peak memory of encoding and decoding one image in fp32."""
-    with FakeTensorMode():
+@cache
+def coding(config: str, ratio: int, half: bool = False) -> dict[str, dict[str, Any]]:
+    """Return FLOPs, bytes and peak memory of encoding and decoding one image in fp32, or in bf16 if `half`.
+
+    Raises:
+        UserError: the package's operators are not compiled, or another backend is forced.
+    """
+    with FakeTensorMode(), _default_dtype(torch.bfloat16 if half else torch.float32):
         model = build_model(NestedAutoencoderKL, tokenizer_arguments(config)).eval()
         side = 512 // ratio
         image, latent = (
@@ -72,27 +87,54 @@ def training_memory(config: str, ratio: int, images: int) -> int:
         return max(trace_memory(Workload(run, "cpu"), ratio, images))
 
 
-def generating(tokens: int, config: str = "cat_xl") -> dict[str, Any]:
-    """Return FLOPs and memory of one forward pass of the transformer on one image in bf16, by formula.
+def transformer_activation_bytes(model: DiT, tokens: int, item: int = BF16, stream: int = FP32) -> int:
+    """Return the bytes that all blocks keep for the backward pass on one image, by formula.
 
-    Activations peak in the MLP: the residual stream, the branch, its norm, and the hidden layer twice.
+    Both norms keep the residual stream and the branch, and the linear layers their inputs; attention keeps q,
+    k and v besides, and GELU its input.
+
+    Args:
+        model: a diffusion transformer.
+        tokens: of the image.
+        item: bytes per number of branches and products.
+        stream: bytes per number of the residual stream.
     """
-    model = transformer(config)
-    width, hidden = model.config.hidden_size, int(model.config.hidden_size * model.config.mlp_ratio)
-    calls = transformer_calls(model, [tokens], backward=False)
-    return {
-        "flops": sum(call.flops for call in calls),
-        "moved": sum(call.moved for call in calls),
-        "peak_bytes": BF16 * tokens * (3 * width + 2 * hidden),
-        "weight_bytes": BF16 * sum(p.numel() for p in model.parameters()),
-        "calls": calls,
-    }
+    width = model.config.hidden_size
+    hidden = int(width * model.config.mlp_ratio)
+    kept = 2 * (stream + item) * width + item * (6 * width + 2 * hidden)
+    return model.config.depth * tokens * kept
 
 
-def seconds(calls: Any, dtype: str, sheet: DataSheet, assumed: Assumptions) -> float:
-    """Return the predicted time of operators one after another."""
-    shares = assumed.matrix_share, assumed.memory_share
-    return sum(sheet.seconds(call.flops, call.moved, dtype, *shares) for call in calls)
+def training_states(autoencoder: int, discriminator: int = 0) -> int:
+    """Return the bytes of weights, gradients, AdamW's moments and averaged weights on one GPU without ZeRO.
+
+    Args:
+        autoencoder: parameters of the model that is averaged: an autoencoder or a transformer.
+        discriminator: parameters of a model that is trained with it.
+    """
+    alone = Zero(stage=0, ranks=1, bucket_bytes=0)
+    trained = autoencoder + discriminator
+    return sum(alone.at_rest(trained).values()) + alone.gradient_bytes(trained) + 4 * autoencoder
+
+
+def forward_flops(tokens: int, config: str = "cat_xl") -> int:
+    """Return the FLOPs of a forward pass of the transformer on one image."""
+    calls = transformer_calls(transformer(config), [tokens], backward=False)
+    return sum(call.required for call in calls)
+
+
+def denoising_bytes(model: DiT, tokens: int) -> int:
+    """Return the bytes of activations of a forward pass on one image in bf16, by formula.
+
+    They peak in the MLP: the residual stream, the branch, its norm, and the hidden layer twice.
+    """
+    width = model.config.hidden_size
+    return BF16 * tokens * (3 * width + 2 * int(width * model.config.mlp_ratio))
+
+
+def bound_seconds(calls: Sequence[Call], sheet: DataSheet) -> float:
+    """Return the time of the required products at a GPU's peak."""
+    return sum(call.required / sheet.matrix_flops(call.dtype) for call in calls)
 
 
 def mean_over(values: Mapping[int, float], shares: Mapping[int, float]) -> float:
@@ -100,28 +142,36 @@ def mean_over(values: Mapping[int, float], shares: Mapping[int, float]) -> float
     return sum(share * values[ratio] for ratio, share in shares.items()) / sum(shares.values())
 
 
-def step_milliseconds(step: StepWork, sheet: DataSheet, assumed: Assumptions) -> tuple[float, float]:
-    """Return bound and prediction of a training step, in milliseconds per image."""
-    bound = sheet.seconds(step.flops, step.compulsory, step.dtype)
-    predicted = seconds(step.calls, step.dtype, sheet, assumed)
-    return 1e3 * bound / step.images, 1e3 * predicted / step.images
+def size(module: torch.nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(p.numel() for p in module.parameters())
 
 
 def _forward(run: Callable[[], Any], model: torch.nn.Module) -> dict[str, Any]:
     linear = dict.fromkeys(("scalar_attention", "scalar_attention_triton"), lambda *_, **__: 0)
     with torch.no_grad(), Trace(linear) as trace:
         run()
+    require_operators(trace.calls, ("group_norm_silu", "scalar_attention"))
     existing = list(model.parameters())
     gc.collect()
     with torch.no_grad(), LiveBytes(existing) as live:
         run()
     return {
         "flops": sum(call.flops for call in trace.calls),
-        "moved": sum(call.moved for call in trace.calls),
         "peak_bytes": live.peak,
         "weight_bytes": sum(p.nbytes for p in existing),
         "calls": trace.calls,
     }
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _tokenizer(config: str) -> NestedAutoencoderKL:

@@ -1,19 +1,27 @@
-"""Rows of published claims: published, counted, measured, and the reason of a difference."""
+"""Rows of published claims: published, counted, estimated, measured, and the reason of a difference."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from benchmarks.shared.committed import committed
+from benchmarks.shared import committed
 from cat_fast.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A figure of a committed result."""
+    """A figure of a result."""
 
     value: float
     file: str
     key: str
+    unit: str = ""
+    """That of the claim if empty."""
+    of: str = ""
+    """Work that was measured, where it is not that of the claim."""
+    expected: float | None = None
+    """Figure counted for the measured work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +31,75 @@ class Row:
     claim: str
     unit: str
     published: float | str
-    counted: float
+    counted: float | None = None
+    estimated: tuple[float, float] | None = None
+    """Lowest and highest value, where the figure depends on more than architecture and mixes."""
     measured: Measured | None = None
     explanation: str = ""
     """Reason of the difference; empty if there is none."""
 
 
-def measured(model: str, key: str) -> Measured:
-    """Return a figure of the newest committed result of a benchmark.
+def counted_cell(row: Mapping[str, Any]) -> str:
+    """Format the counted figure of a row, or the range of an estimate."""
+    if row["counted"] is not None:
+        return f"{row['counted']:.5g}"
+    if row["estimated"] is None:
+        return ""
+    low, high = (f"{value:.3g}" for value in row["estimated"])
+    return f"estimate, {low} to {high}"
+
+
+def measured_cell(found: Mapping[str, Any] | None) -> str:
+    """Format a measured figure, with the work that it is of and the figure expected of that work."""
+    if found is None:
+        return ""
+    value = f"{found['value']:.4g}" + (f" {found['unit']}" if found["unit"] else "")
+    expected = f"expected {found['expected']:.4g}" if found["expected"] is not None else ""
+    notes = "; ".join(filter(None, [found["of"], expected]))
+    return f"{value} ({notes})" if notes else value
+
+
+class Results:
+    """Newest results of benchmarks: those of a folder, else the committed ones."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folders = [*([folder] if folder else []), committed.FOLDER]
+
+    def path(self, model: str) -> Path | None:
+        """Return the file of a benchmark, or None if there is none."""
+        for folder in self.folders:
+            if found := committed.newest(folder.glob(f"{model}_*.json")).get(model):
+                return found
+        return None
+
+    def read(self, model: str) -> tuple[str, dict[str, Any]]:
+        """Return the name and content of a benchmark's file.
+
+        Raises:
+            UserError: there is none, or it is invalid.
+        """
+        path = self.path(model) or committed.committed(model)
+        return path.name, committed.read(path)
+
+    def measured(self, model: str, key: str, **more: Any) -> Measured:
+        """Return a figure of a benchmark, at keys separated by slashes; `more` are fields of `Measured`.
+
+        Raises:
+            UserError: there is no such result or figure.
+        """
+        name, value = self.read(model)
+        return Measured(value=figure(value, key, name), file=name, key=key, **more)
+
+
+def figure(content: Mapping[str, Any], key: str, name: str) -> Any:
+    """Return the value at keys separated by slashes.
 
     Raises:
-        UserError: there is no such result or figure.
+        UserError: there is no such key.
     """
-    path = committed(model)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if key not in content:
-        raise UserError(f"{path.name} has no figure {key}")
-    return Measured(value=content[key], file=path.name, key=key)
+    value: Any = content
+    for part in key.split("/"):
+        if not isinstance(value, Mapping) or part not in value:
+            raise UserError(f"{name} has no figure {key}")
+        value = value[part]
+    return value

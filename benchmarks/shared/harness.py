@@ -70,6 +70,8 @@ class Case:
     """Ratio that the amount of work predicts, by baseline."""
     breakdown: Callable[[], Mapping[str, Any]] | None = None
     """Returns the time and memory of ours by kind of work; called once, after timing."""
+    single_process: bool = True
+    """False if processes do the work, whose memory cannot be measured from outside."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """More entries for the JSON, such as backend and dtype."""
 
@@ -83,6 +85,8 @@ class Effort:
     seconds: float
     longest_extra_run: float = 10.0
     """Baselines slower than this, in seconds, run in timed turns only: their peak memory is not measured."""
+    longest_repeated_turn: float = math.inf
+    """A comparison ends with the first pair that has a turn longer than this, in seconds."""
     without: tuple[str, ...] = ()
     """Suffixes of the names of baselines to skip."""
 
@@ -248,6 +252,7 @@ def measure(
     peaks = {
         name: None if name in slow else machine.peak_bytes(contestant.run)
         for name, contestant in everyone.items()
+        if case.single_process
     }
     seconds = {name: Spread.of(values) for name, values in times.items()}
     return replace(
@@ -292,6 +297,8 @@ def take_turns(
             pairs.append((turns[0](), turns[1]()))
         else:
             pairs.append((turns[1](), turns[0]())[::-1])
+        if max(pairs[-1]) > effort.longest_repeated_turn:
+            break
     return pairs
 
 

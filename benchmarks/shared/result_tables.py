@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import roofline, scaling
 from benchmarks.documents import efficiency, serving
+from benchmarks.documents import linear as linear_document
 from benchmarks.documents.tables import markdown
 from benchmarks.static.report import kernels_of
 
@@ -45,23 +46,25 @@ _RATES = {"gb_per_second": "GB/s", "gflops_per_second": "GFLOP/s"}
 
 
 def training_steps(content: Content) -> list[str]:
-    """Return one row per kind of step: seconds, rates, FLOPs per image and MFU."""
-    rows = [
-        (
-            name,
-            case["precision"],
-            f"{case['images']:g}",
-            spread(case["seconds"]["ours"]),
-            figure(case["rates"]["images"]),
-            figure(case["rates"]["tokens"]),
-            figure(case["flops_per_image"] / 1e9),
-            figure(case["gflops_per_second"]),
-            "no known peak" if case["mfu"] is None else f"{case['mfu']:.1%}",
+    """Return one row per kind of step: seconds, rates, FLOPs per image, memory and MFU."""
+    rows = []
+    for name, case in content["cases"].items():
+        peak, mfu = (case.get("peak_bytes") or {}).get("ours"), case.get("mfu")
+        rows.append(
+            (
+                name,
+                case["precision"],
+                f"{case['images']:g}",
+                spread(case["seconds"]["ours"]),
+                *(figure(rate) if (rate := case["rates"].get(unit)) else "" for unit in ("images", "tokens")),
+                figure(case["flops_per_image"] / 1e9),
+                figure(case["gflops_per_second"]),
+                "" if peak is None else f"{peak / 2**20:.0f}",
+                "no known peak" if mfu is None else f"{mfu:.1%}",
+            )
         )
-        for name, case in content["cases"].items()
-    ]
     header = ("step", "precision", "images", "s per step", "images/s", "tokens/s", "GFLOPs per image")
-    return [markdown((*header, "GFLOP/s", "MFU"), rows)]
+    return [markdown((*header, "GFLOP/s", "peak MiB", "MFU"), rows)]
 
 
 def claims(content: Content) -> list[str]:
@@ -112,29 +115,19 @@ def launches(content: Content) -> list[str]:
             run,
             f"{case['tensors']}",
             f"{case['per_tensor']['all']:,}",
+            f"{case['foreach']['all']:,}",
             f"{case['ours']['all']:,}",
             ", ".join(f"{part} {count}" for part, count in case["ours"].items() if part != "all"),
         )
         for run, case in content["cases"].items()
     ]
-    header = ("configuration", "tensors", "operators, one call per tensor", "ours", "of which")
+    header = ("configuration", "tensors", "operators, one call per tensor", "foreach", "ours", "of which")
     return [markdown(header, rows)]
 
 
 def linear(content: Content) -> list[str]:
-    """Return the rates of training steps with both libraries of matrix products."""
-    rows = [
-        (
-            name,
-            *(f"{case['gflops_per_processor_second'][library]:.4g}" for library in ("mkl", "onednn")),
-            spread(case["mkl_over_onednn"]),
-            spread(case["mkl_over_mkl"]),
-        )
-        for name, case in content["cases"].items()
-    ]
-    chosen = f"step; auto chooses {content['auto']}"
-    rates = ("MKL, GFLOP per processor second", "oneDNN, GFLOP per processor second")
-    return [markdown((chosen, *rates, "MKL over oneDNN", "MKL over itself (A/A)"), rows)]
+    """Return the speed of steps with both libraries of matrix products, and the choice of `auto`."""
+    return [linear_document.speed(content), markdown(("`auto` chooses",), [(content["auto"],)])]
 
 
 def dispatch(content: Content) -> list[str]:
@@ -172,7 +165,7 @@ def scoring(content: Content) -> list[str]:
     rows = [
         (
             name,
-            f"{figure(row['per_second'])} {row['scope']}s/s",
+            ", ".join(f"{figure(rate)} {unit}/s" for unit, rate in row["rates"].items()),
             *(figure(row["ratio_vs_published"][other]) for other in published),
         )
         for name, row in content["scorers"].items()

@@ -11,6 +11,8 @@ from cat_fast.errors import UserError
 _ADVICE = "choose another folder, or delete this one"
 _MAX_SHOWN = 60
 """Maximum length of a value quoted in an error, in characters."""
+_EARLIER = {"linear_backend": "mkl"}
+"""Values that earlier versions stored as null or left out, by setting."""
 
 
 def claim_folder(path: Path, settings: Mapping[str, Any], content: str) -> bool:
@@ -81,6 +83,8 @@ def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in wanted | found:
             yield from _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
+    elif found is None and wanted == _EARLIER.get(name.rpartition(".")[2]):
+        return
     elif found != wanted:
         values = f"{found!r}, not {wanted!r}"
         yield f"{name}: {values}" if name and len(values) <= _MAX_SHOWN else name or "not an object"

@@ -59,11 +59,11 @@ def find_linear_backend(setting: str, recorded: Mapping[str, Any], device: torch
 def execution_settings(dtype: torch.dtype = torch.float32) -> dict[str, str | None]:
     """Return the dtype and the selected library of matrix products for the settings of a folder's content.
 
-    None stands for the defaults, fp32 and torch's library.
+    A dtype of None stands for fp32.
     """
     return {
         "dtype": None if dtype == torch.float32 else dtype_name(dtype),
-        "linear_backend": None if selected() == DEFAULT else selected(),
+        "linear_backend": selected(),
     }
 
 

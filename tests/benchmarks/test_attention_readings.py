@@ -8,6 +8,7 @@ from benchmarks import attention_readings
 from benchmarks.attention_readings import READINGS, compared, main
 from benchmarks.shared.committed import committed
 from cat_fast.config import read_yaml
+from cat_fast.errors import UserError
 from cat_fast.training.metrics.run_log import read_metrics
 
 
@@ -33,6 +34,17 @@ def test_our_own_default_is_one_of_the_readings_and_the_committed_result_favours
     ahead = json.loads(results.read_text())["heads_of_1_ahead_by"]
     assert min(ahead["perceptual"]) > 0
     assert sum(ahead["training_loss"]) > 0
+
+
+def test_a_run_with_other_settings_is_not_reused(tmp_path):
+    folder, settings = tmp_path / "one_head_0", ["seed=0", "schedule.total_steps=400"]
+    attention_readings.require_same_settings(folder, settings)
+    folder.mkdir()
+    attention_readings.require_same_settings(folder, settings)
+    with pytest.raises(
+        UserError, match=r"one_head_0 was trained with other settings .*total_steps=4, .*total_steps=400"
+    ):
+        attention_readings.require_same_settings(folder, ["seed=0", "schedule.total_steps=4"])
 
 
 @pytest.mark.slow

@@ -15,8 +15,6 @@ AT_LEAST = {
     "216.ratio_vs_bucketed": 1.0,
     "197.ratio_vs_bucketed": 1.0,
     "252.ratio_vs_dense_mask": 3.0,
-    "216.ratio_vs_dense_mask": 3.0,
-    "197.ratio_vs_dense_mask": 3.0,
     "216.ratio_vs_fixed16": 1.10,
     "197.ratio_vs_fixed16": 1.20,
 }

@@ -71,6 +71,8 @@ FIGURES = [
      "cases/197/work/of_matmul_rate", 100),
     ("docs/generator.md", "reaches 96 to {} % of the rate", ".0f", "packing",
      "cases/252/work/of_matmul_rate", 100),
+    ("docs/gpu.md", "16,384 tokens, H100 | {} ms", ".0f", "roofline",
+     "steps/cat_xl.mixed/predicted_ms/H100", 1),
     ("docs/training.md", "dominate | {} % | 0.9 % |", ".1f", "straggler", "per_rank.64.wait", 100),
     ("docs/training.md", "9.8 % | {} % |", ".1f", "straggler", "balanced.64.wait", 100),
 ]  # fmt: skip
@@ -118,3 +120,30 @@ def test_a_section_with_figures_of_speed_names_their_source(document):
     for section in re.split(r"^#+ .*$", text, flags=re.MULTILINE):
         found = MEASURED.search(" ".join(section.split()))
         assert not found or SOURCE.search(section), found[0]
+
+
+TABLES = {
+    "docs/efficiency.md": {
+        **dict.fromkeys(("tokens", "transformer", "tokenizer", "scoring", "fixed"), "claims"),
+        **dict.fromkeys(("kernels", "steps"), "roofline"),
+        "compiled": "gpu_static",
+        "scaling": "scaling",
+    },
+    "docs/kernels.md": {"speed": "kernels", "static": "gpu_static"},
+}
+"""Benchmarks of generated tables, by document."""
+
+
+@pytest.mark.parametrize("document", TABLES)
+def test_a_section_with_a_generated_table_names_its_file(document):
+    sections = re.split(r"^#+ .*$", (ROOT / document).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found = {name: section for section in sections for name in re.findall(r"<!-- (?!end)(\w+) -->", section)}
+    for name, benchmark in TABLES[document].items():
+        assert f"benchmarks/results/{committed(benchmark).name}" in found[name], name
+
+
+def test_files_of_measured_claims_are_named_in_their_document():
+    rows = [row for group in results("claims")["claims"].values() for row in group if row["measured"]]
+    for row in rows:
+        assert f"benchmarks/results/{row['measured']['file']}" in words("docs/efficiency.md"), row["claim"]
+    assert len(rows) >= 10

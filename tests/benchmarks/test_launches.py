@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.launches import Weights, count, tail, tail_per_tensor
+from benchmarks.launches import Weights, count, tail, usual_tail
 
 
 @pytest.mark.parametrize("tensors", [3, 40])
 def test_the_tail_does_not_grow_with_the_number_of_tensors(tensors):
     sizes = [torch.Size([4, 2])] * tensors
     with FakeTensorMode():
-        ours, per_tensor = count(tail(Weights(sizes))), count(tail_per_tensor(Weights(sizes)))
+        ours = count(tail(Weights(sizes)))
+        per_tensor, foreach = (count(usual_tail(Weights(sizes), foreach=many)) for many in (False, True))
     assert ours == {"guard": 15, "optimizer": 2, "average": 1, "all": 18}
     assert per_tensor["all"] > 7 * tensors
+    assert foreach["all"] < 30

@@ -14,7 +14,14 @@ RIVALS = {"padded", "dense_mask", "bucketed", "fixed16"}
 
 @pytest.fixture
 def toy():
-    return packing.case(MIXES["252"], 4096, 2048, TOY)
+    return packing.cases(4096, 2048, ["252"], TOY)["252"]()
+
+
+def test_images_at_16x_and_the_dense_mask_are_the_same_in_all_mixes():
+    both = [make() for make in packing.cases(2048, 2048, ["252", "197"], TOY).values()]
+    assert [set(case.baselines) for case in both] == [RIVALS, RIVALS - {"dense_mask"}]
+    first, second = (case.baselines["fixed16"].truth() for case in both)
+    assert first is second
 
 
 def test_all_ways_train_as_one_image_after_another_does(toy, measure_once):

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import checkpoints, report, run, startup, training_steps
 from benchmarks.shared.committed import FOLDER
 from benchmarks.shared.result_tables import TABLES
-from benchmarks.training_steps import Step
+from benchmarks.shared.steps import Step
 
 CPU = {"processor": "AMD EPYC", "capability": "AVX512", "threads": 2}
 ABOUT = {
@@ -96,7 +96,9 @@ def test_sections_name_file_machine_commit_load_and_command(tmp_path):
 
 def test_benchmarks_without_committed_results_have_tables(tmp_path):
     step = Step(run=lambda: None, images=4, tokens=1024, flops=8e12, precision="bf16")
-    write(tmp_path, "training_steps", {"cases": {"cat_xl": training_steps.figures(step, [2.0])}})
+    total = training_steps.total({"denoise": 10}, {"denoise": step}, {"denoise": [2.0]})
+    one = training_steps.figures(step, [2.0]) | {"peak_bytes": {"ours": 3 * 2**20}}
+    write(tmp_path, "training_steps", {"cases": {"cat_xl": one, "generate.mix": total}})
     sizes = {"nano": checkpoints.summary([(1.0, 2.0, 10**6)])}
     write(tmp_path, "checkpoints", {"checkpoints": sizes})
     write(tmp_path, "startup", startup.measure(True, lambda command: 1.5))
@@ -105,7 +107,8 @@ def test_benchmarks_without_committed_results_have_tables(tmp_path):
     write(tmp_path, "scaling_validation", {"rows": [one | {"within": False} for one in (row, failed)]})
     write(tmp_path, "loader", {"cases": {"old": {"right": True}}})
     text, _ = made(tmp_path, tmp_path)
-    assert "| cat_xl | bf16 | 4 | 2 (2 to 2) | 2 | 512 | 2,000 | 4,000 | no known peak |" in text
+    assert "| cat_xl | bf16 | 4 | 2 (2 to 2) | 2 | 512 | 2,000 | 4,000 | 3 | no known peak |" in text
+    assert "| generate.mix | bf16 | 1 | 5 (5 to 5) | 0.2 |  | 20,000 | 4,000 |  | no known peak |" in text
     assert "| nano | 1 | 1 | 2 | 1 | 0.5 |" in text
     assert "| `cat-fast info` | 1.5 (1.5 to 1.5) |" in text
     assert "| another mix | 2 | 500.0 | 400.0 | +25% | MISS |" in text

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from benchmarks.cluster import processes
-from benchmarks.cluster.processes import Setting, typical_seconds
+from benchmarks.cluster.processes import typical_seconds
+from benchmarks.cluster.settings import SKIPPED_STEPS, Size, TokenizerSetting, TransformerSetting
 from benchmarks.scaling_validation import (
     KNOWN,
     UNSEEN,
     Cell,
-    Size,
     fit_link,
     fit_step,
     line,
@@ -35,44 +35,58 @@ ONE_PROCESS = {  # ms: 20 + 20 per GFLOP + 5 per million parameters
     "16x, 6 images": 20 + 144 + 5,
     "32x, 6 images": 20 + 120 + 5,
     "16x, 2 images, width 3": 20 + 9 * 48 + 9 * 5,
+    "16x, 1024 tokens": 20 + 20 + 5,
+    "16x, 3072 tokens": 20 + 60 + 5,
+    "8x, 2048 tokens": 20 + 60 + 5,
+    "16x, 1024 tokens, width 3": 20 + 9 * 20 + 9 * 5,
 }
-COMMUNICATION = {  # ms: three all-reduces of 4 or 8 bytes take 0.3
+COMMUNICATION = {  # ms: three all-reduces of 4 bytes, one of 4 MB or a reduce-scatter, an all-gather
     1: 0.3 + 0.1 + 4 + 0.1 + 2,
     2: 0.3 + 0.1 + 4 + 0.1 + 2,
     3: 0.3 + 0.1 + 6 + 0.1 + 2,
 }
+PARAMETERS = 5 - 2 / 2
+"""Milliseconds per million parameters: two ranks share the optimizer's 2 ms."""
 
 
-def toy_size(setting: Setting) -> Size:
-    """Return 2, 1.2 and 1 GFLOP per image, and a million parameters in one tensor, by the width squared."""
+def toy_size(setting) -> Size:
+    """Return the work of a made-up model, with a million parameters in one tensor, by the width squared.
+
+    An image takes 2, 1.2 or 1 GFLOP at 8x, 16x and 32x; 1024 tokens take 1 GFLOP, or 1.5 at 8x.
+    """
     scale = setting.width**2
-    return Size(flops={8: 2e9 * scale, 16: 1.2e9 * scale, 32: 1e9 * scale}, tensors=[1_000_000 * scale])
+    flops = {8: 2e9, 16: 1.2e9, 32: 1e9, 256: 1.5e9 / 4, 64: 1e9 / 16}
+    return Size(flops={key: value * scale for key, value in flops.items()}, tensors=[1_000_000 * scale])
 
 
 def one_process(cell: Cell) -> float:
     return ONE_PROCESS[cell.setting.name] / 1e3
 
 
+def unseen(name: str):
+    return next(setting for setting in UNSEEN if setting.name == name)
+
+
 def test_a_prediction_is_the_time_that_the_formulas_give_by_hand():
     cells = plan(rounds=1)
     runs = {cell.name: {"seconds": one_process(cell) if cell.ranks == 1 else 1.0} for cell in cells}
     found = report(cells, runs, COLLECTIVES, OPTIMIZER, toy_size)
-    assert found["step"]["per_flop"] == pytest.approx(20e-12, rel=1e-3)
-    assert found["step"]["sharded"] == pytest.approx(2e-9, rel=1e-3)
+    assert found["steps"]["tokenizer"]["per_flop"] == pytest.approx(20e-12, rel=1e-3)
+    assert found["steps"]["transformer"]["sharded"] == pytest.approx(2e-9, rel=1e-3)
     assert found["link"]["reduce_scatter"] == pytest.approx((1e-4, 1.5e-9), rel=1e-3)
     predicted = {(row["configuration"], row["stage"]): 1e3 * row["predicted"] for row in found["rows"]}
-    parameters = 5 - 2 / 2  # two ranks share the optimizer's 2 ms
-    for stage, talking in COMMUNICATION.items():
-        batch = 20 + 4 * 24 + parameters + talking
-        assert predicted["another batch", stage] == pytest.approx(batch, rel=1e-3)
+    for stage, (batch, width) in {1: (4 * 24, 48), 2: (4 * 24, 48), 3: (40, 20)}.items():
+        talking = COMMUNICATION[stage]
+        expected = 20 + batch + PARAMETERS + talking
+        assert predicted["another batch", stage] == pytest.approx(expected, rel=1e-3)
         # four times the FLOPs, parameters and bytes
-        width = 20 + 4 * 48 + 4 * parameters + 4 * (talking - 0.5) + 0.5
-        assert predicted["another width", stage] == pytest.approx(width, rel=1e-3)
-    mix = next(setting for setting in UNSEEN if setting.name == "another mix")
-    slow = sum(8 in draw for draw in mix.draws(2, 0))
-    steps = mix.steps - processes.SKIPPED_STEPS
-    assert 0 < slow < steps
-    expected = 20 + (slow * 160 + (steps - slow) * 80) / steps + parameters + COMMUNICATION[1]
+        expected = 20 + 4 * width + 4 * PARAMETERS + 4 * (talking - 0.5) + 0.5
+        assert predicted["another width", stage] == pytest.approx(expected, rel=1e-3)
+    draws = unseen("another mix").draws(2, 0)
+    slow = sum(((8, 4),) in draw for draw in draws)
+    assert 0 < slow < len(draws)
+    computing = (slow * 160 + (len(draws) - slow) * 80) / len(draws)
+    expected = 20 + computing + PARAMETERS + COMMUNICATION[1]
     assert predicted["another mix", 1] == pytest.approx(expected, rel=1e-3)
 
 
@@ -85,7 +99,7 @@ def test_rows_show_misses_and_failed_runs():
             return one_process(cell)
         if cell.setting.name == "another width" and cell.stage == 3:
             raise RuntimeError("failed on rank 1: out of memory")
-        by_hand = 20 + 4 * 24 + 4 + COMMUNICATION[cell.stage]
+        by_hand = 20 + 4 * 24 + PARAMETERS + COMMUNICATION[cell.stage]
         return by_hand / 1e3 * (1.2 if cell.stage == 2 else 1.1)
 
     saved = []
@@ -105,10 +119,19 @@ def test_rounds_alternate_and_have_their_own_draws():
     two = [cell for cell in plan(3) if cell.ranks == 2]
     order = [(cell.setting.name, cell.stage) for cell in two]
     assert order[:9] == order[9:18][::-1] == order[18:]
+    assert {stage for _, stage in order} == {1, 2, 3}
     assert not {cell.setting.name for cell in two} & {setting.name for setting in KNOWN}
-    mix = next(setting for setting in UNSEEN if setting.name == "another mix")
+    mix = unseen("another mix")
     assert mix.draws(2, 0) != mix.draws(2, 1)
-    assert len(mix.draws(2, 0)) == mix.steps - processes.SKIPPED_STEPS
+    assert len(mix.draws(2, 0)) == mix.steps - SKIPPED_STEPS
+
+
+def test_the_transformers_batches_are_those_of_its_packer():
+    setting = TransformerSetting(name="mix", max_tokens=2048, ratios=[8, 32], steps=5)
+    for draw in setting.draws(2, 0):
+        assert len(draw) == 2
+        assert all(0.9 * 2048 <= sum(tokens * count for tokens, count in batch) <= 2048 for batch in draw)
+    assert TransformerSetting(name="one", max_tokens=1024, ratios=[16]).draws(1, 0)[0] == (((64, 16),),)
 
 
 def test_only_missing_and_failed_runs_are_repeated(tmp_path):
@@ -131,14 +154,16 @@ def test_only_missing_and_failed_runs_are_repeated(tmp_path):
 def test_a_failed_run_on_one_process_leaves_no_prediction():
     cells = plan(rounds=1)
     runs = {cell.name: {"seconds": 1.0} for cell in cells} | {cells[0].name: {"error": "killed"}}
-    with pytest.raises(UserError, match="8x, 2 images, ZeRO 1, 1 ranks, round 0: killed; the same command"):
+    with pytest.raises(
+        UserError, match="tokenizer, 8x, 2 images, ZeRO 1, 1 ranks, round 0: killed; the same command"
+    ):
         report(cells, runs, COLLECTIVES, OPTIMIZER, toy_size)
 
 
 def test_negative_coefficients_are_fitted_again_and_a_free_link_is_refused():
     measured = [
         (setting, toy_size(setting), 1e-11 * toy_size(setting).flops[16] * setting.batch - 1e-3)
-        for setting in (Setting(name=str(n), batch=n, shares={16: 1.0}) for n in (1, 2, 8))
+        for setting in (TokenizerSetting(name=str(n), batch=n, shares={16: 1.0}) for n in (1, 2, 8))
     ]
     cost = fit_step(measured, OPTIMIZER)
     assert cost.fixed == cost.per_parameter == cost.sharded == 0
@@ -150,17 +175,24 @@ def test_negative_coefficients_are_fitted_again_and_a_free_link_is_refused():
 
 
 def test_a_disturbed_step_does_not_count_and_the_mix_is_kept():
-    draws = [(8, 32), (32, 8), (8, 8), (32, 8), (32, 32)]
+    high, low = ((8, 4),), ((32, 4),)
+    draws = [(high, low), (low, high), (high, high), (low, high), (low, low)]
     # three steps of 8x and 32x, whose median is 2
     assert typical_seconds([2.0, 9.0, 3.0, 2.0, 1.0], draws) == pytest.approx((3 * 2 + 3 + 1) / 5)
 
 
 @pytest.mark.slow
-def test_steps_and_the_link_are_measured_on_two_processes(tmp_path):
-    setting = Setting(name="small", batch=1, shares={16: 1.0}, steps=6)
-    assert 0 < processes.step_seconds(setting, tmp_path / "run", 2, 2, 0) < 60
-    link = fit_link(processes.measure_link())
-    assert set(link.costs) == set(processes.COLLECTIVES)
+def test_steps_the_link_and_the_optimizer_are_measured(tmp_path):
+    tokenizer = TokenizerSetting(name="small", batch=1, shares={16: 1.0}, steps=6)
+    assert 0 < processes.step_seconds(tokenizer, tmp_path / "tokenizer", 2, 2, 0) < 60
+    transformer = TransformerSetting(name="small", max_tokens=256, ratios=[8, 32], steps=6)
+    assert 0 < processes.step_seconds(transformer, tmp_path / "transformer", 2, 3, 0) < 60
+    lines = (tmp_path / "transformer/run/metrics.jsonl").read_text().splitlines()
+    ran = [json.loads(line) for line in lines][SKIPPED_STEPS:]
+    size = transformer.count()
+    for record, draw in zip(ran, transformer.draws(2, 0), strict=True):
+        assert record["flops"] == pytest.approx(sum(map(size.batch_flops, draw)))
+    assert set(fit_link(processes.measure_link()).costs) == set(processes.COLLECTIVES)
     assert all(seconds > 0 for seconds in processes.measure_optimizer().values())
-    with pytest.raises(RuntimeError, match="failed on rank"):
-        processes.step_seconds(setting, tmp_path / "other", 2, 9, 0)  # no such stage
+    with pytest.raises(RuntimeError, match="does not support training a GAN"):
+        processes.step_seconds(tokenizer, tmp_path / "refused", 2, 3, 0)

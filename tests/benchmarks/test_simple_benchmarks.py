@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import checkpoints, linear, scoring, startup
 from benchmarks.shared import simple_program
-from benchmarks.training_steps import Step
+from benchmarks.shared.steps import Step
 from cat_fast.complexity.scoring_run.cost import ScoringSpeed
 from cat_fast.kernels.linear import op
 from cat_fast.kernels.linear.layer import Linear
@@ -28,11 +28,15 @@ def test_scorers_are_compared_with_the_published_seconds(monkeypatch):
     monkeypatch.setattr(scoring, "load_scorer", lambda name: None)
     found = scoring.measure(True)
     fast = found["scorers"]["fast"]
-    assert fast["per_second"] == pytest.approx(1000)
+    assert fast["rates"] == {"images": pytest.approx(1000), "captions": pytest.approx(1000)}
+    assert found["scorers"]["jpeg"]["rates"].keys() == {"images"}
     assert fast["ratio_vs_published"]["LLaVA, one call"] == pytest.approx(1630)
     assert fast["ratio_vs_published"]["by another table"] == pytest.approx(50)
     assert 0 < found["scorers"]["jpeg"]["seconds"] < 1
-    assert any(line.startswith("fast: 1000 captions/s per core") for line in scoring.lines(found))
+    assert any(
+        line.startswith("fast: 1000 images/s, 1000 captions/s per core; 1.63e+03 x LLaVA, one call (1.63 s)")
+        for line in scoring.lines(found)
+    )
     found["scorers"]["accurate"]["libraries"] = {
         "mkl_over_onednn": {"median": 1.7},
         "mkl_over_mkl": {"median": 1.0},
@@ -54,7 +58,7 @@ def test_the_scorer_is_measured_with_both_libraries(monkeypatch):
     assert (step.images, step.tokens, step.flops) == (10, 50, 10 * 2 * 4 * 2)
     with torch.no_grad():
         linear.compare(step, 1)
-    assert used == ["mkl"] + ["mkl", "onednn", "onednn", "mkl"] * 2
+    assert used == ["mkl", "mkl", "onednn", "onednn", "mkl", "onednn", "onednn", "mkl"]
 
 
 def test_the_first_round_of_start_ups_does_not_count(tmp_path, monkeypatch, capsys):
@@ -95,8 +99,9 @@ def test_libraries_of_matrix_products_take_turns():
     order = []
     step = Step(run=lambda: order.append(selected()), images=2, tokens=32, flops=6e9, precision="fp32")
     found = linear.compare(step, 2)
-    assert order == ["mkl", "onednn", "mkl"] * 3
-    assert set(found["processor_seconds"]) == set(linear.SIDES)
+    assert order == ["mkl", "onednn", *["mkl", "onednn", "mkl"] * 2]
+    assert set(found["step_seconds"]) == set(linear.SIDES)
+    assert found["rounds"] == 2
     ratio = {"median": 2.0, "low": 1.9, "high": 2.1}
     cases = {"transformer": found | {"mkl_over_onednn": ratio, "mkl_over_mkl": dict.fromkeys(ratio, 1.0)}}
     text = linear.lines({"auto": "onednn", "threads": 1, "cases": cases})

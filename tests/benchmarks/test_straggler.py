@@ -1,13 +1,14 @@
 """The straggler benchmark at toy size: waiting agrees with probability, and `balanced` hardly waits."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from benchmarks import straggler
 from benchmarks.shared.committed import committed
 from cat_fast.data.sampling.balanced_plan import BalancedPlan
-from cat_fast.data.sampling.cost_table import Cost, CostTable
+from cat_fast.data.sampling.cost_table import Cost, CostTable, Measurement
 from cat_fast.data.sampling.step_plan import PerRankPlan
 
 PAPER = CostTable(costs={8: Cost(0, 1153), 16: Cost(0, 592), 32: Cost(0, 497)}, unit="flops")
@@ -33,6 +34,25 @@ def test_independent_ranks_wait_as_long_as_probability_predicts(ranks, expected,
     closed = straggler.expected_wait(PAPER, 8, ranks)
     assert closed == pytest.approx(expected, abs=0.005)
     assert row["wait"] == pytest.approx(closed, abs=0.01)
+
+
+def test_a_step_takes_the_measured_time_not_the_fitted_cost():
+    measured = [Measurement(8, n, seconds, seconds, seconds, 1) for n, seconds in ((4, 5.0), (8, 9.0))]
+    table = CostTable(costs={8: Cost(0.0, 1.0), 16: Cost(0.0, 2.0)}, measured=measured)
+    assert [straggler.step_cost(table, 8, n) for n in (3, 4, 6, 8, 10)] == [4.0, 5.0, 7.0, 9.0, 11.0]
+    assert straggler.step_cost(table, 16, 4) == 8.0
+
+
+def test_errors_of_the_fit_make_balanced_ranks_wait():
+    off = {8: 1.2, 16: 1.0, 32: 1.0}
+    measured = [
+        Measurement(f, n, off[f] * cost(n), 0.0, 0.0, 1) for f, cost in PAPER.costs.items() for n in (1, 16)
+    ]
+    plan = BalancedPlan(straggler.MIX, straggler.BATCH_SIZE, 64, 0, PAPER)
+    row = straggler.simulate(plan, replace(PAPER, measured=measured), 60)
+    work = {f: straggler.MIX[f] * cost(1) for f, cost in PAPER.costs.items()}
+    ranks_at_8x = work[8] / sum(work.values())  # they take 1.2 times as long, and all others wait for them
+    assert row["wait"] == pytest.approx(1 - (1 + 0.2 * ranks_at_8x) / 1.2, abs=0.01)
 
 
 def test_noise_makes_even_equal_ranks_wait():

@@ -37,6 +37,15 @@ def test_other_settings_are_rejected_with_the_differences(tmp_path, changes, nam
     assert path.read_bytes() == before
 
 
+def test_folders_of_earlier_versions_without_a_library_of_products_used_mkl(tmp_path):
+    for name, earlier in (("null", {"linear_backend": None}), ("missing", {})):
+        path = tmp_path / f"{name}.json"
+        claim_folder(path, {"settings": earlier}, "images")
+        claim_folder(path, {"settings": {"linear_backend": "mkl"}}, "images")
+        with pytest.raises(UserError, match=r"settings\.linear_backend: None, not 'onednn'"):
+            claim_folder(path, {"settings": {"linear_backend": "onednn"}}, "images")
+
+
 def test_settings_that_no_longer_exist_are_rejected(tmp_path):
     path = tmp_path / "settings.json"
     claim_folder(path, {**SETTINGS, "former": 1}, "images")

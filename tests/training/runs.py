@@ -36,6 +36,7 @@ GENERATOR = [
     "model.num_heads=2",
     "data.max_tokens=128",
     "data.window=16",
+    "linear_backend=mkl",
 ]
 
 

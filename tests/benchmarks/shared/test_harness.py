@@ -91,6 +91,19 @@ def test_slow_baselines_run_in_turns_only_and_ours_keeps_its_peak():
     assert result.ratios["eager"].median == 1.0
 
 
+def test_a_comparison_ends_after_a_long_turn():
+    clock = Clock()
+    result = harness.measure(case(clock, ours=(3.0,)), replace(EFFORT, longest_repeated_turn=2.0), clock)
+    assert result.pairs == {"eager": 1}
+
+
+def test_memory_of_other_processes_is_not_measured():
+    clock = Clock()
+    result = harness.measure(replace(case(clock), single_process=False), EFFORT, clock)
+    assert result.peak_bytes == {}
+    assert len(clock.order) == 10
+
+
 def fails():
     raise RuntimeError("out of memory\nframe 1\nframe 2")
 

@@ -16,6 +16,7 @@ from cat_fast.training.config.runs import RUNS
 from cat_fast.training.dual_token.language_evaluation import _other_captions
 from tests.dual_token.conftest import tiny_guide
 from tests.inference.tiny_encoder import WORDS, save_encoder
+from tests.kernels.onednn import needs_onednn
 from tests.training.rank_processes import run_ranks
 
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
@@ -57,11 +58,13 @@ def train(data, out, ranks, *more):
         "schedule.kind=constant",
         "optimizer.eps=0.01",
         "evaluation.every_steps=0",
+        "linear_backend=onednn",
         *more,
     )  # fmt: skip
     return load_file(out / WEIGHTS)
 
 
+@needs_onednn
 def test_a_run_on_one_and_two_ranks_and_after_resuming(data, tmp_path):
     one = train(data, tmp_path / "one", 1, "schedule.total_steps=3", "evaluation.every_steps=3")
     two = train(data, tmp_path / "two", 2, "schedule.total_steps=3")

@@ -70,6 +70,7 @@ def arguments(data, out, *more):
         f"data.held_out={data / 'pairs.jsonl'}",
         f"text_target={data / 'encoder'}",
         "evaluation.every_steps=0",
+        "linear_backend=mkl",
         *SIZES,
         *more,
     ]

@@ -54,6 +54,7 @@ class Case:
     max_grad_norm: float = 1e9
     precision: str = "fp32"
     checkpointing: bool = False
+    linear_backend: str = "mkl"
     saved: bool = False
     """True if a checkpoint is also written and resumed."""
 
@@ -72,6 +73,7 @@ class Case:
             "deepspeed": str(path),
             "precision": self.precision,
             "gradient_checkpointing": self.checkpointing,
+            "linear_backend": self.linear_backend,
             "accumulation_steps": self.accumulation_steps,
             "model": MODEL,
             "data": {"image_size": SIDE},
@@ -97,7 +99,7 @@ EVERYTHING = {"r1_weight": 1.0, "r1_every_steps": 3, "lecam_weight": 0.1}
 CASES = (
     Case("zero1", stage=1, saved=True),
     Case("zero1_small_buckets", stage=1, bucket=2_000),
-    Case("zero2", stage=2),
+    Case("zero2_onednn", stage=2, linear_backend="onednn", saved=True),
     Case("zero2_small_buckets", stage=2, bucket=2_000),
     Case("zero2_checkpointed", stage=2, bucket=2_000, checkpointing=True),
     Case("zero1_regularised_clipped", stage=1, loss=EVERYTHING, max_grad_norm=0.05),

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from cat_fast.data.image_batch import ImageBatch
+from cat_fast.kernels.linear.op import using
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks, start, stop
 from cat_fast.training.step import Backward
@@ -151,6 +152,7 @@ def watch_dtypes(trainer: TokenizerTrainer) -> dict[str, str]:
 def main(out: str) -> None:
     ranks = start()
     for case in CASES:
-        train(case, Path(out), ranks)
+        with using(case.linear_backend):
+            train(case, Path(out), ranks)
     ranks.barrier()
     stop()
