@@ -50,6 +50,8 @@ INTERRUPTED, MISSING = "interrupted", "missing"
 """States of a benchmark. One with misses has results, but some were wrong or missed their goal."""
 COUNTED = "counted"
 RECORD = "run.json"
+KEEP = ("--keep",)
+"""Option of `shared.program` that resumes a file."""
 END_SECONDS = 10.0
 """Time that an interrupted benchmark has to remove its temporary files."""
 
@@ -65,8 +67,11 @@ class Job:
     """Approximate duration on two cores, for the time left."""
     counted: bool = False
     """True if its figures do not depend on the machine; its file is then named after none."""
-    resumes: bool = False
-    """True if it writes its file after each case and has --keep, as those of `shared.program`."""
+    resumes_with: tuple[str, ...] | None = None
+    """Further arguments to resume its unfinished file, if it writes one after each case; None if it starts
+    again."""
+    reads_results: bool = False
+    """True if it takes the folder of results with --results. It runs last, and again after new results."""
 
     def slug(self, about: Mapping[str, Any]) -> str:
         """Return the second part of the file's name, from a description of the machine."""
@@ -78,41 +83,41 @@ _COUNTED = (
     Job(name="roofline", minutes=1, counted=True),
     Job(name="scaling", minutes=1, counted=True),
 )
-_CLAIMS = Job(name="claims", minutes=2, counted=True)
+_CLAIMS = Job(name="claims", minutes=2, counted=True, reads_results=True)
 SUITES: Mapping[str, Sequence[Job]] = {
     "quick": (
         *_COUNTED,
-        Job(name="kernels", arguments=("--quick",), minutes=1, resumes=True),
-        Job(name="packing", arguments=("--quick",), minutes=1, resumes=True),
+        Job(name="kernels", arguments=("--quick",), minutes=1, resumes_with=KEEP),
+        Job(name="packing", arguments=("--quick",), minutes=1, resumes_with=KEEP),
         Job(name="straggler", arguments=("--quick",), minutes=1),
         _CLAIMS,
     ),
     "cpu": (
         *_COUNTED,
-        Job(name="kernels", minutes=5, resumes=True),
-        Job(name="packing", minutes=15, resumes=True),
-        Job(name="autoencoder", minutes=30, resumes=True),
+        Job(name="kernels", minutes=5, resumes_with=KEEP),
+        Job(name="packing", minutes=15, resumes_with=KEEP),
+        Job(name="autoencoder", minutes=30, resumes_with=KEEP),
         Job(name="training_steps", minutes=12),
         Job(name="linear", minutes=6),
         Job(name="dispatch", minutes=1),
         Job(name="straggler", minutes=5),
-        Job(name="loader", minutes=5, resumes=True),
+        Job(name="loader", minutes=5, resumes_with=KEEP),
         Job(name="scoring", minutes=3),
         Job(name="startup", minutes=3),
         Job(name="checkpoints", minutes=2),
-        Job(name="scaling_validation", minutes=30),
+        Job(name="scaling_validation", minutes=20, resumes_with=()),
         Job(name="serving", minutes=120),
         Job(name="gpu_static", minutes=5, counted=True),
         _CLAIMS,
     ),
     "gpu": (
         *_COUNTED,
-        Job(name="kernels", minutes=5, resumes=True),
-        Job(name="packing", minutes=10, resumes=True),
-        Job(name="autoencoder", minutes=20, resumes=True),
+        Job(name="kernels", minutes=5, resumes_with=KEEP),
+        Job(name="packing", minutes=10, resumes_with=KEEP),
+        Job(name="autoencoder", minutes=20, resumes_with=KEEP),
         Job(name="training_steps", minutes=5),
         Job(name="straggler", minutes=5),
-        Job(name="loader", minutes=5, resumes=True),
+        Job(name="loader", minutes=5, resumes_with=KEEP),
         Job(name="serving", minutes=20),
         _CLAIMS,
     ),
@@ -143,6 +148,8 @@ def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[
     """
     states = {state["name"]: state for state in recorded(out)}
     kept = {job.name: path for job in jobs if (path := _existing(job, out, about, states))}
+    if any(job.name not in kept for job in jobs if not job.reads_results):
+        kept = {job.name: kept[job.name] for job in jobs if job.name in kept and not job.reads_results}
     for job in jobs:
         if job.name in kept:
             file = kept[job.name]
@@ -230,10 +237,11 @@ def _run(job: Job, out: Path, about: Mapping[str, Any], before: Mapping[str, Any
     # without the date, so that what is kept there survives midnight
     part = out / f"{job.name}_{job.slug(about)}{''.join(job.arguments)}.part"
     log = out / f"{job.name}.log"
-    resumed = job.resumes and _is_from(part, about)
+    resumed = job.resumes_with is not None and _is_from(part, about)
     if not resumed:
         part.unlink(missing_ok=True)
-    arguments = [*job.arguments, *(["--keep"] if resumed else [])]
+    results = ["--results", str(out)] if job.reads_results else []
+    arguments = [*job.arguments, *results, *(job.resumes_with or () if resumed else ())]
     command = [sys.executable, "-m", f"benchmarks.{job.name}", "--json", str(part), *arguments]
     start = time.monotonic()
     code = _execute(command, log)
@@ -244,7 +252,7 @@ def _run(job: Job, out: Path, about: Mapping[str, Any], before: Mapping[str, Any
         part.rename(path)
     if code:
         print(f"{job.name}: {state}, exit code {code}; see {log}", flush=True)
-    shown = ["python", *command[1:4], path.name, *job.arguments]
+    shown = ["python", *command[1:4], path.name, *job.arguments, *(["--results", "."] if results else [])]
     found = {"state": state, "seconds": seconds, "exit_code": code, "command": " ".join(shown)}
     return {**asdict(job), **found, "file": None if state == FAILED else path.name}
 

@@ -304,7 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def save(more: Mapping[str, Any] | None = None) -> None:
             if given.json:
-                described = about("scaling_validation", load)
+                missing = [cell.name for cell in cells if cell.name not in runs] or ["report"]
+                described = about("scaling_validation", load) | ({} if more else {"missing": missing})
                 write_json(given.json, {**(more or {}), "runs": runs, "about": described})
 
         def run(cell: Cell) -> float:

@@ -11,6 +11,7 @@ from benchmarks import roofline, scaling
 from benchmarks.documents import efficiency, serving
 from benchmarks.documents import linear as linear_document
 from benchmarks.documents.tables import markdown
+from benchmarks.efficiency.row import measured_cell
 from benchmarks.static.report import kernels_of
 
 Content = Mapping[str, Any]
@@ -71,7 +72,7 @@ def claims(content: Content) -> list[str]:
     """Return the claims of all groups, and the comparison with fixed ratios if it was counted."""
     rows = [row for group in content["claims"].values() for row in group]
     measured = [
-        (row["claim"], figure(found["value"]), found["file"], f"`{found['key']}`")
+        (row["claim"], measured_cell(found), found["file"], f"`{found['key']}`")
         for row in rows
         if (found := row["measured"])
     ]
@@ -98,8 +99,8 @@ def scaling_validation(content: Content) -> list[str]:
             row["configuration"],
             f"{row['stage']}",
             f"{row['predicted'] * 1e3:.1f}",
-            f"{row['measured'] * 1e3:.1f}",
-            f"{row['error']:+.0%}",
+            f"{row['measured'] * 1e3:.1f}" if "measured" in row else "FAILED",
+            f"{row['error']:+.0%}" if "error" in row else "",
             "yes" if row["within"] else "MISS",
         )
         for row in content["rows"]

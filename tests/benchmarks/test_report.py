@@ -103,7 +103,8 @@ def test_benchmarks_without_committed_results_have_tables(tmp_path):
     write(tmp_path, "checkpoints", {"checkpoints": sizes})
     write(tmp_path, "startup", startup.measure(True, lambda command: 1.5))
     row = {"configuration": "another mix", "stage": 2, "predicted": 0.5, "measured": 0.4, "error": 0.25}
-    write(tmp_path, "scaling_validation", {"rows": [{**row, "within": False}]})
+    failed = {"configuration": "another width", "stage": 3, "predicted": 0.5, "failed": "out of memory"}
+    write(tmp_path, "scaling_validation", {"rows": [one | {"within": False} for one in (row, failed)]})
     write(tmp_path, "loader", {"cases": {"old": {"right": True}}})
     text, _ = made(tmp_path, tmp_path)
     assert "| cat_xl | bf16 | 4 | 2 (2 to 2) | 2 | 512 | 2,000 | 4,000 | 3 | no known peak |" in text
@@ -111,6 +112,7 @@ def test_benchmarks_without_committed_results_have_tables(tmp_path):
     assert "| nano | 1 | 1 | 2 | 1 | 0.5 |" in text
     assert "| `cat-fast info` | 1.5 (1.5 to 1.5) |" in text
     assert "| another mix | 2 | 500.0 | 400.0 | +25% | MISS |" in text
+    assert "| another width | 3 | 500.0 | FAILED |  | MISS |" in text
     assert "The file has another format (KeyError: 'ratios'); measure again." in text
     assert "| packing | missing |" in text
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def ran(monkeypatch):
         name = command[2].removeprefix("benchmarks.")
         log.write_text("log\n")
         missing = {"missing": ["b"]} if name in found.broken else {}
-        if name not in found.broken or name in ("kernels", "packing"):
+        if name not in found.broken or name in ("kernels", "packing", "scaling_validation"):
             Path(command[4]).write_text(json.dumps({"about": {**MACHINE, **missing}}))
         return found.codes.get(name, 1 if name in found.broken else 0)
 
@@ -51,8 +52,9 @@ def test_every_job_of_every_suite_is_a_benchmark():
     for jobs in run.SUITES.values():
         for job in jobs:
             script = (ROOT / f"benchmarks/{job.name}.py").read_text()
-            assert job.resumes == ("program.main(" in script and "simple_program" not in script), job.name
-        assert jobs[-1].name == "claims", "it reads the other results"
+            of_program = re.search(r"(?<!simple_)program\.main\(", script) is not None
+            assert (job.resumes_with == run.KEEP) == of_program, job.name
+        assert [job.name for job in jobs if job.reads_results] == [jobs[-1].name] == ["claims"]
 
 
 def test_a_failure_stops_no_other_benchmark_and_a_second_run_resumes(tmp_path, ran, capsys):
@@ -65,15 +67,19 @@ def test_a_failure_stops_no_other_benchmark_and_a_second_run_resumes(tmp_path, r
     assert "packing: failed, exit code 1" in capsys.readouterr().out
     ran.broken, ran.commands[:] = set(), []
     assert run.main(command) == 0
-    assert names(ran) == ["packing", "straggler"]
+    assert names(ran) == ["packing", "straggler", "claims"], "claims read the new results"
     assert [ran.commands[0][-2:], ran.commands[1][-1:]] == [["--quick", "--keep"], ["--quick"]]
     assert not list(tmp_path.glob("*.part"))
     printed = capsys.readouterr().out
-    assert "packing: about 1 minutes, 0:02:00 left in the suite" in printed
-    assert '"kept": 5' in printed
+    assert "packing: about 1 minutes, 0:04:00 left in the suite" in printed
+    assert '"kept": 4' in printed
     assert [path.name[:15] for path in tmp_path.glob("claims*.json")] == ["claims_counted_"]
-    kernels = next(job for job in run.recorded(tmp_path) if job["name"] == "kernels")
-    assert kernels["command"].startswith("python -m benchmarks.kernels --json kernels_test-1t_")
+    assert ran.commands[-1][-2:] == ["--results", str(tmp_path)]
+    commands = {job["name"]: job["command"] for job in run.recorded(tmp_path)}
+    assert commands["kernels"].startswith("python -m benchmarks.kernels --json kernels_test-1t_")
+    assert commands["claims"].endswith(".json --results .")
+    assert run.main(command) == 0
+    assert len(ran.commands) == 3
 
 
 def test_what_an_interrupted_benchmark_measured_at_another_commit_is_not_resumed(tmp_path, ran, monkeypatch):
@@ -82,6 +88,17 @@ def test_what_an_interrupted_benchmark_measured_at_another_commit_is_not_resumed
     monkeypatch.setattr(run.machine, "describe", lambda: MACHINE | {"commit": "def5678"})
     assert run.main(["--only", "kernels", "--out", str(tmp_path)]) == 1
     assert not any("--keep" in command for command in ran.commands)
+
+
+def test_an_unfinished_validation_is_resumed_by_the_same_command(tmp_path, ran):
+    ran.broken = {"scaling_validation"}
+    command = ["--only", "scaling_validation", "--out", str(tmp_path)]
+    assert run.main(command) == 1
+    assert states(tmp_path) == {"scaling_validation": run.FAILED}
+    assert Path(ran.commands[0][4]).exists()
+    ran.broken = set()
+    assert run.main(command) == 0
+    assert ran.commands[0] == ran.commands[1]
 
 
 def test_results_with_misses_are_kept(tmp_path, ran, capsys):
