@@ -204,7 +204,7 @@ def test_cost_compares_scorers_with_the_saving(cat_fast, tmp_path) -> None:
     assert llava["money"] == pytest.approx(llava["gpu_hours"] * 2.5)
     saved = content["saved_per_epoch"]
     assert saved["gpu_hours"] == pytest.approx(
-        380e6 * 3 * 219.94e9 * (1 - 197.44 / 256) / (989e12 * 0.4) / 3600
+        380e6 * 3 * 219.95e9 * (1 - 197.44 / 256) / (989e12 * 0.4) / 3600
     )
     assert llava["epochs_by_money"] == pytest.approx(llava["money"] / saved["money"])
     assert costs["accurate"]["core_hours"] == pytest.approx(380e6 * costs["accurate"]["seconds"] / 3600)
