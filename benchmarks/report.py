@@ -38,9 +38,9 @@ from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
 
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:90em;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"
-    "td,th{border-bottom:1px solid #ddd;padding:.25em .7em;text-align:left;white-space:nowrap}"
+    "td,th{border-bottom:1px solid #ddd;padding:.25em .7em;text-align:left;vertical-align:top;max-width:34em}"
     "td:nth-child(n+2){font-variant-numeric:tabular-nums}img{max-width:100%}"
 )
 NATURE = {
@@ -169,7 +169,7 @@ def machines(results: Mapping[str, Result]) -> str:
         cpu = about["cpu"]
         gpus = ", ".join(str(gpu["name"] if isinstance(gpu, Mapping) else gpu) for gpu in about["gpus"])
         packages = ", ".join(f"{package} {v}" for package, v in about["packages"].items() if v)
-        features = cpu.get("instruction_set") or cpu["capability"]
+        features = (cpu.get("instruction_set") or cpu["capability"]).upper()
         row = (f"{cpu['processor']}, {features}", f"{cpu['threads']}", gpus or "none", about["python"])
         groups[*row, packages].append(name)
     rows = [(*row, ", ".join(names)) for row, names in groups.items()]
