@@ -41,6 +41,7 @@ def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: i
         f"seed={seed}",
         f"deepspeed=deepspeed/zero{stage}.json",
         "schedule.warmup_steps=1",
+        "linear_backend=mkl",  # not the choice of each run by itself
         "checkpoint.every_steps=100000",
         "logging.scalars_every_steps=1",
         "evaluation.every_steps=0",

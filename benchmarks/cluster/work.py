@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from benchmarks.bounds.data_sheets import Assumptions, DataSheet, read_sheets
+from benchmarks.bounds.data_sheets import Assumptions, DataSheet, name_of, read_sheets
 from benchmarks.bounds.steps import CONFIGS, dit_step, predicted_seconds, transformer, vae_step
 from benchmarks.cluster.zero import BUCKET, FP32, resident_elements
 from benchmarks.efficiency.costs import transformer_activation_bytes
@@ -135,10 +135,10 @@ def measured_on(table: CostTable, gpus: Collection[str], source: str) -> str:
             )
     first = (about.get("machine", {}).get("gpus") or ["an unnamed GPU"])[0]
     name = first["name"] if isinstance(first, Mapping) else str(first)
-    for gpu in gpus:
-        if gpu in name:
-            return gpu
-    raise UserError(f"{source}: expected costs measured on one of {', '.join(gpus)}, got {name}")
+    gpu = name_of(name, read_sheets()[0])
+    if gpu is None or gpu not in gpus:
+        raise UserError(f"{source}: expected costs measured on one of {', '.join(gpus)}, got {name}")
+    return gpu
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -333,6 +333,7 @@ def table(**changes):
         ({"side": 256}, "expected side 512, got 256"),
         ({"precision": "fp32"}, "expected precision bf16, got fp32"),
         ({"machine": {"gpus": ["Tesla T4"]}}, "expected costs measured on one of A100, .*, got Tesla T4"),
+        ({"machine": {"gpus": ["NVIDIA GH200 480GB"]}}, "expected costs measured on .*, got NVIDIA GH200"),
     ],
 )
 def test_a_table_of_another_machine_or_size_is_refused(changes, message):
