@@ -1,7 +1,7 @@
 """Decisions before work starts: does a request fit, when will it finish, at which ratio is it drawn."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from cat_fast.errors import UserError
@@ -15,7 +15,7 @@ from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.engine.statistics import EngineStatistics
 
 _LAST = 2**62
-"""Number of a request that has not been submitted."""
+"""Number of the first request that has not been submitted."""
 
 
 class Forecast(NamedTuple):
@@ -35,9 +35,16 @@ class InFlight:
     """Predicted seconds until the decoder is idle."""
     now: float
 
-    def plus(self, entries: Sequence[Entry]) -> "InFlight":
-        """Return the engine with further requests."""
-        return replace(self, entries=[*self.entries, *entries])
+
+class Checked(NamedTuple):
+    """A request that the engine can draw, with the cost of each of its variants."""
+
+    variants: tuple[EngineRequest, ...]
+    costs: Sequence[Cost]
+
+    @property
+    def request(self) -> EngineRequest:
+        return self.variants[0]
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class _Candidate:
     arrived: float
     remaining_seconds: float
     work: Work
-    number: int = _LAST
+    number: int
 
     @property
     def rows(self) -> int:
@@ -81,83 +88,86 @@ class Admission:
         self._cost, self._statistics, self._order = cost, statistics, order
         self._max_tokens, self.coarser_after = max_tokens, coarser_after
 
-    def choose(
-        self, variants: Sequence[EngineRequest], costs: Sequence[Cost], in_flight: InFlight
-    ) -> tuple[int, Forecast | None]:
-        """Return which variant of a request is drawn, and its forecast; None without calibration.
+    def choose(self, group: Sequence[Checked], in_flight: InFlight) -> list[tuple[int, Forecast | None]]:
+        """Return which variant of each request is drawn, and its forecast; None without calibration.
 
-        A coarser one is chosen if a finer one would wait longer than the patience of the request, or miss its
-        deadline.
+        All requests of a group are forecast together. One that would wait longer than its patience, or miss
+        its deadline, moves to the next coarser variant. If a deadline is still missed, the others move too.
+
+        Raises:
+            UserError: deadlines and coarser ratios under load need calibration.
+            DeadlineUnreachable: a deadline would be missed even with the coarsest variants; with the time of
+                the last request that has a deadline.
         """
-        request = variants[0]
         if not self._cost.calibrated:
-            if request.deadline is not None or (request.coarser and self.coarser_after is not None):
-                raise UserError(
-                    "deadlines and coarser ratios under load need a calibrated engine: calibrate()"
-                )
-            return 0, None
-        patience = None if self.coarser_after is None else self.coarser_after * request.complexity
-        found = Forecast(0.0)
-        for i, (variant, cost) in enumerate(zip(variants, costs, strict=True)):
-            found = self.forecast(variant, cost, in_flight)
-            late = patience is not None and found.seconds - cost.seconds > patience
-            late |= request.deadline is not None and found.seconds > request.deadline
-            if not late:
-                return i, found
-        return len(variants) - 1, found
+            self._require_no_forecast([one.request for one in group])
+            return [(0, None)] * len(group)
+        chosen = [0] * len(group)
+        deadlines = [one.request.deadline for one in group]
+        while True:
+            drawn = [(one.variants[i], one.costs[i]) for one, i in zip(group, chosen, strict=True)]
+            forecasts = self._forecasts(drawn, in_flight)
+            missed = [
+                deadline is not None and forecast.seconds > deadline
+                for deadline, forecast in zip(deadlines, forecasts, strict=True)
+            ]
+            coarser = [n for n, one in enumerate(group) if chosen[n] + 1 < len(one.variants)]
+            late = [
+                n for n in coarser if missed[n] or self._waits_too_long(group[n], drawn[n][1], forecasts[n])
+            ]
+            moved = late or (coarser if any(missed) else [])
+            if not moved:
+                break
+            for n in moved:
+                chosen[n] += 1
+        if any(missed):
+            required = [
+                (d, found.seconds) for d, found in zip(deadlines, forecasts, strict=True) if d is not None
+            ]
+            raise DeadlineUnreachable(
+                min(deadline for deadline, seconds in required if seconds > deadline),
+                max(seconds for _, seconds in required),
+            )
+        return list(zip(chosen, forecasts, strict=True))
 
     def forecast(self, request: EngineRequest, cost: Cost, in_flight: InFlight) -> Forecast:
         """Predict the time until a request would be complete if it were submitted now."""
-        if not in_flight.entries and not in_flight.decoding_seconds:
-            return Forecast(cost.seconds)
-        denoising = cost.step_seconds * request.num_inference_steps
-        rows = request.passes * request.sample.num_tokens
-        work = Work(request.num_inference_steps, rows, cost.step_flops, cost.seconds - denoising)
-        new = _Candidate(request.priority, in_flight.now, denoising, work)
-        return self._finish(new, [*in_flight.entries, new], in_flight)
+        return self._forecasts([(request, cost)], in_flight)[0]
 
-    def check_deadlines(self, entries: Sequence[Entry], in_flight: InFlight) -> None:
-        """Check the deadlines of requests that are submitted together, each delayed by the others.
+    def _require_no_forecast(self, requests: Sequence[EngineRequest]) -> None:
+        under_load = self.coarser_after is not None
+        if any(one.deadline is not None or (one.coarser and under_load) for one in requests):
+            raise UserError("deadlines and coarser ratios under load need a calibrated engine: calibrate()")
 
-        Args:
-            entries: with the forecasts of `choose`.
-            in_flight: the engine without them.
+    def _waits_too_long(self, one: Checked, cost: Cost, forecast: Forecast) -> bool:
+        if self.coarser_after is None:
+            return False
+        return forecast.seconds - cost.seconds > self.coarser_after * one.request.complexity
 
-        Raises:
-            DeadlineUnreachable: one of them would miss its deadline; with the time of the last of them.
-        """
-        deadlines = [entry.request.deadline for entry in entries]
-        if not any(deadlines):
-            return
-        if len(entries) == 1:
-            seconds = [entries[0].handle.record.predicted_seconds or 0.0]
-        else:
-            together = [*in_flight.entries, *entries]
-            seconds = [self._finish(entry, together, in_flight).seconds for entry in entries]
-        missed = [
-            deadline
-            for deadline, needed in zip(deadlines, seconds, strict=True)
-            if deadline is not None and needed > deadline
-        ]
-        if missed:
-            raise DeadlineUnreachable(min(missed), max(seconds))
-
-    def _finish(
-        self, one: "Entry | _Candidate", unfinished: Sequence["Entry | _Candidate"], in_flight: InFlight
-    ) -> Forecast:
-        """Predict the time until `one` of all unfinished requests is complete."""
+    def _forecasts(self, new: Sequence[tuple[EngineRequest, Cost]], in_flight: InFlight) -> list[Forecast]:
+        """Predict the times until new requests would be complete if they were submitted together."""
+        if len(new) == 1 and not in_flight.entries and not in_flight.decoding_seconds:
+            return [Forecast(cost.seconds) for _, cost in new]
+        candidates: list[Entry | _Candidate] = []
+        for n, (request, cost) in enumerate(new):
+            denoising = cost.step_seconds * request.num_inference_steps
+            rows = request.passes * request.sample.num_tokens
+            work = Work(request.num_inference_steps, rows, cost.step_flops, cost.seconds - denoising)
+            candidates.append(_Candidate(request.priority, in_flight.now, denoising, work, _LAST + n))
         ranked = sorted(
-            unfinished, key=lambda one: (-one.priority, self._order.key(one, in_flight.now), one.number)
+            [*in_flight.entries, *candidates],
+            key=lambda one: (-one.priority, self._order.key(one, in_flight.now), one.number),
         )
+        place = {one.number: i for i, one in enumerate(ranked)}
         seconds = finish_seconds(
             [one.work for one in ranked],
-            ranked.index(one),
+            [place[one.number] for one in candidates],
             self._max_tokens,
             self._cost.step_seconds,
             in_flight.decoding_seconds,
         )
         correction = self._statistics.load_correction
-        return Forecast(seconds * correction, correction)
+        return [Forecast(one * correction, correction) for one in seconds]
 
 
 def check_room(requests: Sequence[SampleRequest], passes: int, max_tokens: int) -> None:

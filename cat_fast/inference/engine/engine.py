@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 
 from cat_fast.errors import UserError
 from cat_fast.hardware import is_out_of_memory
-from cat_fast.inference.engine.admission import Admission, InFlight, check_room
-from cat_fast.inference.engine.cost import Cost, CostModel
+from cat_fast.inference.engine.admission import Admission, Checked, InFlight, check_room
+from cat_fast.inference.engine.cost import CostModel
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.engine.entry import Entry
 from cat_fast.inference.engine.errors import DeadlineUnreachable, Draining, QueueFull
@@ -373,7 +373,7 @@ class PackedEngine:
             return False
         return True
 
-    def _check(self, request: EngineRequest) -> "_Checked":
+    def _check(self, request: EngineRequest) -> Checked:
         """Check a request, and compute its costs; needs no lock."""
         self.stages.check(request)
         variants = request.variants
@@ -381,10 +381,10 @@ class PackedEngine:
             check_room([variant.sample], variant.passes, self.max_tokens)
         text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
         costs = [self.cost.cost(variant, variant.sample, text_tokens) for variant in variants]
-        return _Checked(request, variants, costs)
+        return Checked(variants, costs)
 
     def _admit(
-        self, checked: Sequence["_Checked"], on_previews: Sequence[Callable[[Any], None] | None]
+        self, checked: Sequence[Checked], on_previews: Sequence[Callable[[Any], None] | None]
     ) -> list[Entry]:
         """Return the entries of requests that are accepted together, in order; under the lock."""
         if self._closing:
@@ -393,11 +393,10 @@ class PackedEngine:
         if self.max_queue is not None and unfinished + len(checked) > self.max_queue:
             first = min((entry.remaining_seconds for entry in self._entries), default=0.0)
             raise QueueFull(unfinished, self.max_queue, max(1.0, first))
-        in_flight = self._in_flight()
+        choices = self.admission.choose(checked, self._in_flight())
         entries: list[Entry] = []
-        for (request, variants, costs), on_preview in zip(checked, on_previews, strict=True):
-            chosen, forecast = self.admission.choose(variants, costs, in_flight.plus(entries))
-            drawn, cost = variants[chosen], costs[chosen]
+        for one, (chosen, forecast), on_preview in zip(checked, choices, on_previews, strict=True):
+            request, drawn, cost = one.request, one.variants[chosen], one.costs[chosen]
             record = RequestRecord(
                 ratio=drawn.sample.ratio,
                 tokens=drawn.sample.num_tokens,
@@ -422,7 +421,6 @@ class PackedEngine:
                     alone=not unfinished and len(checked) == 1,
                 )
             )
-        self.admission.check_deadlines(entries, in_flight)
         return entries
 
     def _in_flight(self) -> InFlight:
@@ -436,14 +434,6 @@ class PackedEngine:
             self._entries = [entry for entry in self._entries if entry not in dropped]
         for entry in dropped:  # without the lock: callbacks may call the engine, and take other locks
             entry.handle.drop()
-
-
-class _Checked(NamedTuple):
-    """A request that this engine can draw, with the cost of each of its variants."""
-
-    request: EngineRequest
-    variants: tuple[EngineRequest, ...]
-    costs: list[Cost]
 
 
 def _explained(error: Exception, rows: int) -> UserError:

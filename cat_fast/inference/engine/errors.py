@@ -24,7 +24,8 @@ class DeadlineUnreachable(RuntimeError):
             f"the deadline of {deadline:.3g} s cannot be met; the earliest possible time is {earliest:.3g} s"
         )
         self.earliest = earliest
-        """Predicted seconds until it finishes; of several submitted together, the last of them."""
+        """Predicted seconds until it finishes, at the coarsest ratio that it allows; of several submitted
+        together, until the last of those with a deadline does."""
 
 
 class Draining(RuntimeError):

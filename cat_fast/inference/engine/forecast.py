@@ -1,4 +1,4 @@
-"""Forecast of when a request finishes: the engine's steps simulated, without future arrivals."""
+"""Forecast of when requests finish: the engine's steps simulated, without future arrivals."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,27 +17,28 @@ class Work(NamedTuple):
 
 def finish_seconds(
     ranked: Sequence[Work],
-    target: int,
+    targets: Sequence[int],
     max_rows: int,
     step_seconds: Callable[[float], float],
     decoding_backlog: float = 0.0,
-) -> float:
-    """Return the seconds until request `target` finishes.
+) -> list[float]:
+    """Return the seconds until each of the requests `targets` finishes.
 
     Each simulated step packs requests in the given order; steps with the same requests are taken together, so
     the simulation costs as many turns as there are requests.
 
     Args:
         ranked: in order of service.
-        target: index in `ranked`.
+        targets: indices in `ranked`.
         max_rows: row budget of a step.
         step_seconds: seconds of a step of this many FLOPs.
         decoding_backlog: seconds of decoding ahead of everything.
     """
     left = [work.steps for work in ranked]
-    alive = list(range(len(ranked)))
+    alive = [i for i, steps in enumerate(left) if steps > 0]
+    finished = {i: work.decoding for i, work in enumerate(ranked) if work.steps == 0}
     elapsed, decoder_free = 0.0, decoding_backlog
-    while left[target] > 0:
+    while any(target not in finished for target in targets):
         chosen: list[int] = []
         free = max_rows
         for i in alive:
@@ -50,7 +51,6 @@ def finish_seconds(
             left[i] -= turns
             if left[i] == 0:
                 decoder_free = max(decoder_free, elapsed) + ranked[i].decoding
-                if i == target:
-                    return decoder_free
+                finished[i] = decoder_free
         alive = [i for i in alive if left[i] > 0]
-    return elapsed + ranked[target].decoding
+    return [finished[target] for target in targets]

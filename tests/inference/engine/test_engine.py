@@ -15,13 +15,16 @@ from cat_fast.generator import DiT, SampleRequest
 from cat_fast.generator.step_pack import SHORTEST
 from cat_fast.inference.engine import (
     Cancelled,
+    CostAware,
     DeadlineUnreachable,
     Draining,
     EngineRequest,
     FifoPacked,
     PackedEngine,
     QueueFull,
+    admission,
 )
+from cat_fast.inference.engine.forecast import finish_seconds
 from cat_fast.inference.engine.stages import Stages
 from tests.inference.engine.mixes import alone
 
@@ -164,6 +167,36 @@ def test_the_earliest_time_of_requests_submitted_together_is_that_of_the_last(pi
     handles = engine.submit_all([request(8, deadline=1.4 * seconds), brief])
     engine.run()
     assert all(handle.status == "finished" for handle in handles)
+
+
+@pytest.mark.parametrize("order", [CostAware(), FifoPacked()])
+def test_requests_submitted_together_move_to_coarser_ratios_to_meet_a_deadline(pipeline, monkeypatch, order):
+    simulations = []
+
+    def counted(*arguments):
+        simulations.append(arguments)
+        return finish_seconds(*arguments)
+
+    monkeypatch.setattr(admission, "finish_seconds", counted)
+    coarser = tuple(request(ratio).sample for ratio in (16, 32))
+
+    def submit(deadline):
+        engine = PackedEngine(pipeline, 32, order=order)  # one image at 8x per step
+        engine.cost.assume(1e9)
+        simulations.clear()
+        alone = engine.predict_seconds(request(8))
+        return engine.submit_all(
+            [request(8, seed=seed, deadline=deadline * alone, coarser=coarser) for seed in range(8)]
+        ), alone
+
+    handles, alone = submit(6.9)
+    assert {handle.record.ratio for handle in handles} > {8}
+    assert max(handle.record.predicted_seconds for handle in handles) <= 6.9 * alone
+    with pytest.raises(DeadlineUnreachable) as caught:
+        submit(1e-6)
+    assert len(simulations) == 3  # one per ratio
+    handles, _ = submit(1.0001 * caught.value.earliest / alone)
+    assert {handle.record.ratio for handle in handles} == {32}
 
 
 def test_a_deadline_that_later_requests_break_is_recorded(pipeline):
