@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cat_fast.generator.sampling import SampleRequest, SamplingState
+from cat_fast.hardware import is_out_of_memory
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.engine.stages import Stages
 
@@ -45,7 +46,8 @@ class Invariance:
 def self_test(stages: Stages, max_tokens: int, *, decode_batch: int = 4) -> Invariance:
     """Find the block and the decoder batch, set them in `stages`, and return what was found.
 
-    Only latents of the shapes that were tested are decoded in batches.
+    Only latents of the shapes that were tested are decoded in batches. Out of memory, packs of half as many
+    rows are tried, as the engine does.
 
     Args:
         stages: their `rows`, `decode_batch` and `batched_shapes` are set.
@@ -61,25 +63,30 @@ def self_test(stages: Stages, max_tokens: int, *, decode_batch: int = 4) -> Inva
         if sample.num_tokens * (1 if guidance == 1 else 2) <= max_tokens
     ]
     states = [stages.prepare(request) for request in requests]
-    found = None
+    found, limit = None, max_tokens
     for rows in BLOCKS:
         stages.rows = rows
-        if _same_bits(stages, states, max_tokens):
+        same, limit = _same_bits_in_memory(stages, states, limit)
+        if same:
             found = rows
             break
     if found is None:
         stages.rows = BLOCKS[0]
     stages.decode_batch = _decode_batch(stages, states, decode_batch)
     block = f"steps filled up to {stages.rows} rows"
+    tested = f"; tested up to {limit} rows, as larger steps ran out of memory" if limit < max_tokens else ""
     return Invariance(
         independent=found is not None,
         rows=stages.rows,
         decode_batch=stages.decode_batch,
         threads=torch.get_num_threads(),
         dtype=str(stages.pipeline.transformer.dtype).removeprefix("torch."),
-        reason=f"equal bits alone and packed, {block}"
-        if found is not None
-        else f"bits differ between packs with blocks of up to {BLOCKS[-1]} rows",
+        reason=(
+            f"equal bits alone and packed, {block}"
+            if found is not None
+            else f"bits differ between packs with blocks of up to {BLOCKS[-1]} rows"
+        )
+        + tested,
     )
 
 
@@ -98,6 +105,20 @@ def probes(stages: Stages) -> list[SampleRequest]:
             )
         )
     return list({(one.ratio, one.grid, one.text): one for one in found}.values())
+
+
+def _same_bits_in_memory(stages: Stages, states: Sequence[SamplingState], limit: int) -> tuple[bool, int]:
+    """Return the result of `_same_bits`, and the rows of the largest packs that fit into memory."""
+    longest = max(state.passes * state.request.num_tokens for state in states)
+    while True:
+        try:
+            return _same_bits(stages, states, limit), limit
+        except Exception as error:
+            if not is_out_of_memory(error) or limit // 2 < longest:
+                raise
+        limit //= 2
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def _same_bits(stages: Stages, states: Sequence[SamplingState], max_tokens: int) -> bool:

@@ -76,6 +76,7 @@ def create_app(service: Service) -> FastAPI:
         if body.stream:
             stream = generation.events(service, planned)
             first = await anext(stream)  # refusals must precede the reply's status
+            setattr(request.state, errors.ACCEPTED, True)
             return StreamingResponse(_chain(first, stream), media_type="text/event-stream")
         handles = await asyncio.to_thread(generation.submit, service, planned)
         setattr(request.state, errors.ACCEPTED, True)

@@ -37,6 +37,23 @@ def test_the_largest_pack_of_the_test_fills_the_row_budget(pipeline, max_tokens)
     assert min(seen) > 0
 
 
+def test_packs_that_do_not_fit_into_memory_are_halved(pipeline):
+    class Small(Stages):
+        room = 400
+
+        def denoise_step(self, states):
+            if sum(state.passes * state.request.num_tokens for state in states) > self.room:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().denoise_step(states)
+
+    found = self_test(Small(pipeline), 1200, decode_batch=1)
+    assert found.independent
+    assert "tested up to 300 rows" in found.reason
+    Small.room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        self_test(Small(pipeline), 1200, decode_batch=1)
+
+
 def test_only_shapes_that_were_tested_are_decoded_in_batches(pipeline):
     class Alike(Stages):
         def decode(self, latents, ratio):
