@@ -4,7 +4,8 @@
 
 Each row has the published figure, ours counted from architecture and mixes (independent of the machine), a
 figure measured here where a result has one, and the reason of a difference. Measured figures come from the
-newest results in DIR, else from the committed ones; each names its file. The reviewers' table compares
+newest results in DIR; those that it lacks, or has from --quick or a wrong case, come from the committed ones.
+Each names its file. The reviewers' table compares
 memory and time of CAT with fixed 8x, 16x and 32x for encoding, training and generating: counted memory,
 bounds and predictions for GPUs from data sheets, and measured figures where results have them. `--quick`
 leaves out that table and the rows of scoring, which take a minute.
@@ -15,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from benchmarks import packing
 from benchmarks.bounds.data_sheets import read_sheets
 from benchmarks.bounds.steps import vae_step
 from benchmarks.efficiency import costs, scoring
-from benchmarks.efficiency.comparison import IMAGENET, TOKENIZER_IMAGES, comparison
+from benchmarks.efficiency.comparison import IMAGENET, TOKENIZER_IMAGES, coding_case, comparison
 from benchmarks.efficiency.rates import average_rate, mean_tokens, parse_mix, rate_range
 from benchmarks.efficiency.row import Measured, Results, Row, counted_cell, figure, measured_cell
 from benchmarks.shared.committed import machine_slug
@@ -149,8 +151,9 @@ def flop_rows(counts: Mapping[str, Any], results: Results) -> list[Row]:
 def packed_step(mix: str, results: Results) -> Measured:
     """Return the measured images per second of packed training against fixed 16x, with the batch it is of."""
     key, model = f"{mix}.ratio_vs_fixed16", packing.MODEL
-    name, content = results.read("packing")
-    images = figure(content, f"cases/{mix}/details/images", name)
+    composition = f"cases/{mix}/details/images"
+    name, content = results.read("packing", key, composition)
+    images = figure(content, composition, name)
     lengths = [(512 // int(ratio[:-1]) // 2) ** 2 for ratio, count in images.items() for _ in range(count)]
     flops = DiTFlops(dict(model))
     return Measured(
@@ -195,7 +198,7 @@ def tokenizer_rows(results: Results) -> list[Row]:
     cat = costs.mean_over({f: costs.multiply_accumulates("cat_c16", f) for f in costs.RATIOS}, IMAGENET)
     fixed = {f: costs.multiply_accumulates(f"fixed_{f}x_c16", f) for f in (16, 32)}
     unit = "GMACs, published as FLOPs"
-    seconds = {ratio: coding_seconds(ratio, results) for ratio in costs.RATIOS}
+    seconds = coding_seconds(results)
     mixed = replace(
         seconds[16],
         value=costs.mean_over({ratio: one.value for ratio, one in seconds.items()}, IMAGENET),
@@ -222,22 +225,27 @@ def tokenizer_rows(results: Results) -> list[Row]:
     ]  # fmt: skip
 
 
-def coding_seconds(ratio: int, results: Results) -> Measured:
-    """Return the measured seconds of encoding and decoding an image in fp32."""
-    name, content = results.read("autoencoder")
-    keys = [f"heads512.{ratio}x.{use}.fp32" for use in ("encode", "decode")]
-    where = machine_slug(figure(content, "about", name))
-    return Measured(
-        value=sum(figure(content, f"cases/{key}", name)["seconds"]["ours"]["median"] for key in keys),
-        file=name,
-        key=f"heads512.{ratio}x.*.fp32",
-        unit="s per image",
-        of=f"on {where}",
-    )
+def coding_seconds(results: Results) -> dict[int, Measured]:
+    """Return the measured seconds of encoding and decoding an image in fp32, by ratio, from one file."""
+    keys = {
+        ratio: [coding_case(ratio, use) + "/seconds/ours/median" for use in ("encode", "decode")]
+        for ratio in costs.RATIOS
+    }
+    name, content = results.read("autoencoder", "about", *chain.from_iterable(keys.values()))
+    return {
+        ratio: Measured(
+            value=sum(figure(content, key, name) for key in pair),
+            file=name,
+            key=f"heads512.{ratio}x.*.fp32",
+            unit="s per image",
+            of=f"on {machine_slug(content['about'])}",
+        )
+        for ratio, pair in keys.items()
+    }
 
 
 def scoring_rows(results: Results) -> list[Row]:
-    """Return seconds of scoring, and estimates of its share in the tokenizer's compute."""
+    """Return seconds of scoring, and estimates of its share in scoring and training."""
     a100 = read_sheets()[0]["A100"]
     step_seconds = {}
     for ratio in costs.RATIOS:

@@ -10,19 +10,17 @@ relative, so that report.md can be read where it is committed.
 
 import argparse
 import ast
-import html
 import io
 import os
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from markdown_it import MarkdownIt
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -31,8 +29,8 @@ from PIL import Image
 
 from benchmarks.documents.tables import markdown
 from benchmarks.run import FINISHED, MISSING, SUITES, recorded
-from benchmarks.shared import machine
 from benchmarks.shared.committed import NAME, machine_slug, newest, read
+from benchmarks.shared.headlines import found_in
 from benchmarks.shared.result_tables import TABLES
 from cat_fast import console
 from cat_fast.data.files import atomic_write
@@ -40,9 +38,9 @@ from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
 
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:90em;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"
-    "td,th{border-bottom:1px solid #ddd;padding:.25em .7em;text-align:left;white-space:nowrap}"
+    "td,th{border-bottom:1px solid #ddd;padding:.25em .7em;text-align:left;vertical-align:top;max-width:34em}"
     "td:nth-child(n+2){font-variant-numeric:tabular-nums}img{max-width:100%}"
 )
 NATURE = {
@@ -117,7 +115,8 @@ def compose(folder: Path, out: Path, plots: Mapping[str, str]) -> str:
         plots: file names of the plots by benchmark.
     """
     results, jobs = results_in(folder), recorded(folder)
-    text = ["# Benchmarks", _headline(results)]
+    text = ["# Benchmarks", _origins(results)]
+    text += ["## In short", in_short(results, out)]
     text += ["## Machines", machines(results)]
     text += ["## Runs", run_states(results, jobs)]
     states = {job["name"]: job for job in jobs}
@@ -138,13 +137,26 @@ def compose(folder: Path, out: Path, plots: Mapping[str, str]) -> str:
     return "\n\n".join(block.strip() for block in text) + "\n"
 
 
-def _headline(results: Mapping[str, Result]) -> str:
+def _origins(results: Mapping[str, Result]) -> str:
     commits = sorted({result.about["commit"] for result in results.values() if result.about.get("commit")})
     of = f"Results of commits {', '.join(commits)}." if commits else "The results record no commit."
-    return (
-        f"Written by `python -m benchmarks.report` at commit {machine.commit() or 'unknown'}, "
-        f"{date.today().isoformat()}. {of} Ranges in parentheses are quartiles."
-    )
+    return f"Written by `python -m benchmarks.report`. {of} Ranges in parentheses are quartiles."
+
+
+def in_short(results: Mapping[str, Result], out: Path) -> str:
+    """Return one row per headline that the results have."""
+    found = found_in({name: result.content for name, result in results.items()})
+    if not found:
+        return "None of the results has a comparison of `benchmarks/shared/headlines.py`."
+    rows = [
+        (
+            headline.text,
+            f"{value:.3g}",
+            f"[{headline.benchmark}]({_link(results[headline.benchmark].path, out)})",
+        )
+        for headline, value in found
+    ]
+    return markdown(("measured comparison", "times as fast or as many", "result"), rows)
 
 
 def machines(results: Mapping[str, Result]) -> str:
@@ -157,7 +169,7 @@ def machines(results: Mapping[str, Result]) -> str:
         cpu = about["cpu"]
         gpus = ", ".join(str(gpu["name"] if isinstance(gpu, Mapping) else gpu) for gpu in about["gpus"])
         packages = ", ".join(f"{package} {v}" for package, v in about["packages"].items() if v)
-        features = cpu.get("instruction_set") or cpu["capability"]
+        features = (cpu.get("instruction_set") or cpu["capability"]).upper()
         row = (f"{cpu['processor']}, {features}", f"{cpu['threads']}", gpus or "none", about["python"])
         groups[*row, packages].append(name)
     rows = [(*row, ", ".join(names)) for row, names in groups.items()]
@@ -255,31 +267,9 @@ def plot(content: Mapping[str, Any], title: str) -> bytes | None:
 
 
 def as_html(text: str) -> str:
-    """Convert the report's Markdown: headings, tables, images and paragraphs."""
-    page = [f"<!doctype html><meta charset=utf-8><title>Benchmarks</title><style>{STYLE}</style>"]
-    for block in text.strip().split("\n\n"):
-        if block.startswith("|"):
-            page.append(_html_table(block))
-        elif block.startswith("#"):
-            marks, _, title = block.partition(" ")
-            page.append(f"<h{len(marks)}>{_inline(title)}</h{len(marks)}>")
-        else:
-            page.append(f"<p>{_inline(block)}</p>")
-    return "\n".join(page) + "\n"
-
-
-def _html_table(table: str) -> str:
-    header, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines())
-    head = "".join(f"<th>{_inline(cell)}" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{_inline(cell)}" for cell in row) for row in rows)
-    return f"<table><tr>{head}{body}</table>"
-
-
-def _inline(text: str) -> str:
-    text = html.escape(text)
-    text = re.sub(r"!\[(.*?)\]\((.*?)\)", r'<img src="\2" alt="\1">', text)
-    text = re.sub(r"\[(.*?)\]\((.*?)\)", r'<a href="\2">\1</a>', text)
-    return re.sub(r"`(.*?)`", r"<code>\1</code>", text)
+    """Convert the report's Markdown to a page."""
+    head = f"<!doctype html><meta charset=utf-8><title>Benchmarks</title><style>{STYLE}</style>"
+    return f"{head}\n{MarkdownIt('commonmark', {'html': False}).enable('table').render(text)}"
 
 
 def _link(path: Path, out: Path) -> str:

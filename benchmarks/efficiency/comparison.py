@@ -17,7 +17,7 @@ from benchmarks.bounds.steps import (
     vae_step,
 )
 from benchmarks.efficiency import costs
-from benchmarks.efficiency.row import Results
+from benchmarks.efficiency.row import Results, figure
 from benchmarks.shared.committed import machine_slug
 
 IMAGENET = {8: 0.06, 16: 0.49, 32: 0.45}
@@ -51,18 +51,9 @@ def comparison(results: Results) -> dict[str, Any]:
             GENERATING: _generating(ratio, chosen, assumed),
         }
         for use, figures in uses.items():
-            for figure, value in figures:
-                found.setdefault(use, {}).setdefault(figure, {})[ratio] = value
-    rows = {
-        use: {
-            figure: {
-                **{f"{ratio}x": value for ratio, value in values.items()},
-                "CAT": _of_mix(figure, values),
-            }
-            for figure, values in figures.items()
-        }
-        for use, figures in found.items()
-    }
+            for name, value in figures:
+                found.setdefault(use, {}).setdefault(name, {})[ratio] = value
+    rows = {use: _with_mix(figures) for use, figures in found.items()}
     nested = costs.tokenizer_parameters("cat_c16")
     for use in ("encode", "decode"):
         rows[use]["weight MiB"]["CAT"] = 4 * nested / 2**20
@@ -140,50 +131,54 @@ def _tokens(ratio: int) -> int:
 def _with_mix(figures: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
     """Return figures by column: those of the ratios, and CAT's."""
     return {
-        figure: {**{f"{ratio}x": value for ratio, value in values.items()}, "CAT": _of_mix(figure, values)}
-        for figure, values in figures.items()
+        name: {**{f"{ratio}x": value for ratio, value in values.items()}, "CAT": _of_mix(name, values)}
+        for name, values in figures.items()
     }
 
 
-def _of_mix(figure: str, values: Mapping[int, float]) -> float:
+def _of_mix(name: str, values: Mapping[int, float]) -> float:
     """Return the mean over the mix on ImageNet; memory is that of the largest image."""
-    return max(values.values()) if "MiB" in figure else costs.mean_over(values, IMAGENET)
+    return max(values.values()) if "MiB" in name else costs.mean_over(values, IMAGENET)
+
+
+def coding_case(ratio: int, use: str) -> str:
+    """Return the key of encoding or decoding an image in fp32, in results of the autoencoder."""
+    return f"cases/heads512.{ratio}x.{use}.fp32"
 
 
 def _measured_coding(results: Results) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
-    """Yield measured times and memory of encoding and decoding an image in fp32, if there are any."""
-    if results.path("autoencoder") is None:
-        return
-    _, content = results.read("autoencoder")
-    where = f"measured on {machine_slug(content['about'])}"
+    """Yield measured times and memory of encoding and decoding an image in fp32."""
     for use in ("encode", "decode"):
-        cases = {ratio: content["cases"][f"heads512.{ratio}x.{use}.fp32"] for ratio in costs.RATIOS}
-        seconds = {ratio: case["seconds"]["ours"]["median"] for ratio, case in cases.items()}
-        peaks = {ratio: case["peak_bytes"]["ours"] for ratio, case in cases.items()}
+        times = {ratio: f"{coding_case(ratio, use)}/seconds/ours/median" for ratio in costs.RATIOS}
+        peaks = {ratio: f"{coding_case(ratio, use)}/peak_bytes/ours" for ratio in costs.RATIOS}
+        name, content = results.read("autoencoder", "about", *times.values(), *peaks.values())
+        where = f"measured on {machine_slug(content['about'])}"
         figures = {
-            f"{where}, ms": {ratio: 1e3 * value for ratio, value in seconds.items()},
-            f"{where}, MiB": {ratio: value / 2**20 for ratio, value in peaks.items()},
+            f"{where}, ms": {ratio: 1e3 * figure(content, key, name) for ratio, key in times.items()},
+            f"{where}, MiB": {ratio: figure(content, key, name) / 2**20 for ratio, key in peaks.items()},
         }
         yield use, _with_mix(figures)
 
 
 def _measured_steps(results: Results) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
     """Yield measured times and memory of training and generating, of the cases that a result has."""
-    if results.path("training_steps") is None:
-        return
-    _, content = results.read("training_steps")
-    machine = machine_slug(content["about"])
     columns = {**{f"fixed_{ratio}x": f"{ratio}x" for ratio in costs.RATIOS}, "mix": "CAT"}
     for use, (prefix, model) in MEASURED_STEPS.items():
-        cases = {
-            column: content["cases"][f"{prefix}.{name}"]
-            for name, column in columns.items()
-            if f"{prefix}.{name}" in content["cases"]
-        }
-        if not cases:
-            continue
-        where = f"measured on {machine} with {model}"
-        figures = {f"{where}, ms": {column: 1e3 / case["rates"]["images"] for column, case in cases.items()}}
-        peaks = {column: case.get("peak_bytes", {}).get("ours") for column, case in cases.items()}
-        known = {column: peak / 2**20 for column, peak in peaks.items() if peak is not None}
-        yield use, figures | ({f"{where}, MiB of the step": known} if known else {})
+        for _, content in results.files("training_steps"):
+            measured = content.get("cases", {})
+            cases = {
+                column: case
+                for name, column in columns.items()
+                if "images" in (case := measured.get(f"{prefix}.{name}", {})).get("rates", {})
+                and case.get("right", True)
+            }
+            if cases:
+                where = f"measured on {machine_slug(content['about'])} with {model}"
+                times = {column: 1e3 / case["rates"]["images"] for column, case in cases.items()}
+                peaks = {column: case.get("peak_bytes", {}).get("ours") for column, case in cases.items()}
+                known = {column: peak / 2**20 for column, peak in peaks.items() if peak is not None}
+                yield (
+                    use,
+                    {f"{where}, ms": times} | ({f"{where}, MiB of the step": known} if known else {}),
+                )
+                break

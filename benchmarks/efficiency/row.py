@@ -1,11 +1,11 @@
 """Rows of published claims: published, counted, estimated, measured, and the reason of a difference."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared import committed
+from benchmarks.shared import committed, harness
 from cat_fast.errors import UserError
 
 
@@ -60,26 +60,38 @@ def measured_cell(found: Mapping[str, Any] | None) -> str:
 
 
 class Results:
-    """Newest results of benchmarks: those of a folder, else the committed ones."""
+    """Newest results of benchmarks: those of a folder, else the committed ones; rough ones are ignored."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folders = [*([folder] if folder else []), committed.FOLDER]
 
-    def path(self, model: str) -> Path | None:
-        """Return the file of a benchmark, or None if there is none."""
-        for folder in self.folders:
-            if found := committed.newest(folder.glob(f"{model}_*.json")).get(model):
-                return found
-        return None
-
-    def read(self, model: str) -> tuple[str, dict[str, Any]]:
-        """Return the name and content of a benchmark's file.
+    def files(self, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name and content of a benchmark's newest file of each folder.
 
         Raises:
-            UserError: there is none, or it is invalid.
+            UserError: a file is invalid.
         """
-        path = self.path(model) or committed.committed(model)
-        return path.name, committed.read(path)
+        for folder in self.folders:
+            path = committed.newest(folder.glob(f"{model}_*.json")).get(model)
+            if path is not None and not _is_quick(content := committed.read(path)):
+                yield path.name, content
+
+    def read(self, model: str, *keys: str) -> tuple[str, dict[str, Any]]:
+        """Return the name and content of the first file of a benchmark that has all of these figures.
+
+        Raises:
+            UserError: there is none, or a file is invalid.
+        """
+        reasons = []
+        for name, content in self.files(model):
+            try:
+                for key in keys:
+                    figure(content, key, name)
+            except UserError as error:
+                reasons.append(str(error))
+            else:
+                return name, content
+        raise UserError("; ".join(reasons) or f"there are no results of {model}, except of --quick")
 
     def measured(self, model: str, key: str, **more: Any) -> Measured:
         """Return a figure of a benchmark, at keys separated by slashes; `more` are fields of `Measured`.
@@ -87,7 +99,7 @@ class Results:
         Raises:
             UserError: there is no such result or figure.
         """
-        name, value = self.read(model)
+        name, value = self.read(model, key)
         return Measured(value=figure(value, key, name), file=name, key=key, **more)
 
 
@@ -95,11 +107,20 @@ def figure(content: Mapping[str, Any], key: str, name: str) -> Any:
     """Return the value at keys separated by slashes.
 
     Raises:
-        UserError: there is no such key.
+        UserError: there is no such key, or it is of a case whose outputs were wrong.
     """
     value: Any = content
     for part in key.split("/"):
         if not isinstance(value, Mapping) or part not in value:
             raise UserError(f"{name} has no figure {key}")
         value = value[part]
+        if isinstance(value, Mapping) and value.get("right") is False:
+            raise UserError(f"{name} has no valid figure {key}: the outputs of the case were wrong")
     return value
+
+
+def _is_quick(content: Mapping[str, Any]) -> bool:
+    """Return True for a result of --quick."""
+    about = content.get("about", {})
+    pairs = about.get("effort", {}).get("min_pairs")
+    return bool(about.get("quick")) or pairs == harness.QUICK.min_pairs

@@ -1,4 +1,4 @@
-"""Seconds of scoring, and its share in the tokenizer's compute."""
+"""Seconds of scoring, and its share in scoring and training."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,9 @@ SCORERS = {"accurate": "caption", "jpeg": "image"}
 
 
 def share_rows(step_seconds: Mapping[int, float], images: int, results: Results) -> list[Row]:
-    """Return estimates of the share of scoring in the tokenizer's compute: published, and with our scorers.
+    """Return estimates of the share of scoring in scoring and the tokenizer's training.
+
+    The first row has the published seconds, the others those of our scorers.
 
     Args:
         step_seconds: seconds of a training step's products at the peaks of an A100, by ratio.
@@ -27,31 +29,32 @@ def share_rows(step_seconds: Mapping[int, float], images: int, results: Results)
     least = TOKENIZER_STEPS * TOKENIZER_BATCH * per_image / 3600
     most = least / UTILIZATION
     training = (
-        f"the arithmetic of 1 M steps takes {least:,.0f} A100-hours at the data sheet's peak and {most:,.0f} "
-        f"at {UTILIZATION:.0%} of it. Hours of both devices are added as they are."
+        f"training is {least:,.0f} A100-hours, the arithmetic of 1 M steps at the data sheet's peak, to "
+        f"{most:,.0f} at {UTILIZATION:.0%} of it"
     )
 
     def row(claim: str, published: str, seconds: float, device: str, measured: Measured | None) -> Row:
         hours = TRAINED_IMAGES * seconds / 3600
         return Row(
-            claim=f"{claim}, share of the tokenizer's compute",
+            claim=f"{claim}, share of scoring in scoring and training",
             unit="%",
             published=published,
             estimated=(100 * hours / (hours + most), 100 * hours / (hours + least)),
             measured=measured,
-            explanation=f"{seconds:.3g} s per image are {hours:,.0f} {device}; {training}",
+            explanation=f"Scoring is {hours:,.0f} hours of {device}, {seconds:.3g} s per image; {training}. "
+            f"Hours of {device} and of an A100, added as they are.",
         )
 
-    rows = [row("describing and scoring 380 M images", "< 1", SECONDS_PER_IMAGE, "H100-hours", None)]
+    rows = [row("describing and scoring 380 M images", "< 1", SECONDS_PER_IMAGE, "an H100", None)]
     for name, scope in SCORERS.items():
         found = _seconds(name, scope, results)
-        rows.append(row(f"scoring 380 M {scope}s with `{name}`", "", found.value, "hours of a core", found))
+        rows.append(row(f"scoring 380 M {scope}s with `{name}`", "", found.value, "a CPU core", found))
     return rows
 
 
 def second_rows(results: Results) -> list[Row]:
     """Return the published seconds of scoring an image, next to those of our scorers."""
-    _, content = results.read("scoring")
+    _, content = results.read("scoring", "published_seconds")
     rows = [
         Row(
             claim=f"scoring an image, {name}",

@@ -78,7 +78,9 @@ def test_the_share_of_scoring_is_an_estimate_with_both_ends():
     assert low == pytest.approx(100 * scoring / (scoring + training / 0.4))
     assert published.counted is None
     assert counted_cell(vars(published)) == "estimate, 88.6 to 95.1"
-    assert "172,056 H100-hours" in published.explanation
+    assert published.claim.endswith(", share of scoring in scoring and training")
+    assert "172,056 hours of an H100" in published.explanation
+    assert all("Hours of a CPU core and of an A100, added as they are." in row.explanation for row in ours)
     assert {row.measured.key for row in ours} == {"scorers/accurate/seconds", "scorers/jpeg/seconds"}
     assert all(row.estimated[1] < low for row in ours)
 
@@ -105,8 +107,35 @@ def test_results_of_a_folder_come_before_the_committed_ones(tmp_path):
     assert claims.main(["--quick", "--results", str(tmp_path / "none")]) == 2
 
 
+def test_figures_that_a_folder_lacks_are_the_committed_ones(tmp_path):
+    """Quick, missing, failed and wrong cases are not figures."""
+    full = json.loads(committed("packing").read_text(encoding="utf-8"))
+    file = tmp_path / "packing_other-4t_2026-12-01.json"
+
+    def read(mix, **changes):
+        file.write_text(json.dumps(full | changes))
+        return claims.packed_step(mix, Results(tmp_path)).file
+
+    quick = {"effort": full["about"]["effort"] | {"min_pairs": 1}}
+    assert read("197") == file.name
+    assert read("197", about=full["about"] | quick) == committed("packing").name
+    wrong = {"197": full["cases"]["197"] | {"right": False, "seconds": {}}}
+    assert read("197", cases=full["cases"] | wrong) == committed("packing").name
+    assert read("216", cases={"216": full["cases"]["216"]}) == file.name
+    assert read("197", cases={"216": full["cases"]["216"]}) == committed("packing").name
+
+    measured = json.loads(committed("autoencoder").read_text(encoding="utf-8"))
+    measured["about"]["cpu"]["processor"] = "Other"
+    measured["cases"]["heads512.32x.encode.fp32"] = {"right": False, "seconds": {}, "peak_bytes": {}}
+    (tmp_path / "autoencoder_other-4t_2026-12-01.json").write_text(json.dumps(measured))
+    assert {one.of for one in claims.coding_seconds(Results(tmp_path)).values()} == {"on amd-epyc-2t"}
+    coded = dict(comparison._measured_coding(Results(tmp_path)))
+    assert "measured on amd-epyc-2t, ms" in coded["encode"]
+    assert "measured on other-2t, ms" in coded["decode"]
+
+
 def test_coding_is_measured_in_seconds_on_a_named_machine():
-    found = claims.coding_seconds(16, Results())
+    found = claims.coding_seconds(Results())[16]
     assert found.value == pytest.approx(0.9022 + 1.757, rel=1e-3)
     assert measured_cell(vars(found)) == "2.659 s per image (on amd-epyc-2t)"
 
@@ -142,7 +171,10 @@ def test_measured_steps_of_fixed_ratios_are_shown_where_they_exist(tmp_path, nam
     case = {"rates": {"images": 4.0}, "peak_bytes": {"ours": 3 * 2**20}}
     content = {
         "about": {"cpu": {"processor": "AMD EPYC", "threads": 2}},
-        "cases": {f"train.transformer.{name}": case for name in names},
+        "cases": {
+            "train.transformer.fixed_8x": {"right": False, "seconds": {}},
+            **{f"train.transformer.{name}": case for name in names},
+        },
     }
     (tmp_path / "training_steps_amd-epyc-2t_2026-12-01.json").write_text(json.dumps(content))
     found = dict(comparison._measured_steps(Results(tmp_path)))

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import checkpoints, report, run, startup, training_steps
 from benchmarks.shared.committed import FOLDER
+from benchmarks.shared.headlines import HEADLINES
 from benchmarks.shared.result_tables import TABLES
 from benchmarks.shared.steps import Step
 
@@ -65,6 +66,8 @@ def test_the_committed_results_make_a_complete_and_small_report(tmp_path, capsys
     assert sum(plot.stat().st_size for plot in plots) < 100_000
     assert page.count("<img ") == len(plots)
     assert "evaluation" in found["Other results"]
+    measured = [one for one in HEADLINES if one.benchmark in models]
+    assert found["In short"].count(".json") == len(measured)
 
 
 def test_sections_name_file_machine_commit_load_and_command(tmp_path):
@@ -90,7 +93,7 @@ def test_sections_name_file_machine_commit_load_and_command(tmp_path):
     assert origin in text
     assert "| AMD EPYC, AVX512 | 2 | none | 3.11 | torch 2.14 | kernels, startup |" in text
     assert "| loader | failed | 1.0 | 2 |\n| serving | missing |  |  |\n| kernels | finished, kept" in text
-    assert "<td>&lt;b&gt;<td>WRONG" in page
+    assert re.search(r"<td>&lt;b&gt;</td>\s*<td>WRONG", page)
     assert "| c | ours failed: RuntimeError: out of memory |" in text
     assert '<a href="../kernels_amd-epyc-2t_2026-11-29.json">' in page
     assert report.main([str(tmp_path / "none")]) == 2

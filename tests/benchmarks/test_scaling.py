@@ -301,6 +301,20 @@ def test_the_best_stage_is_the_fastest_that_fits_and_ties_are_marked():
     assert {line.count("|") for line in text} == {text[0].count("|")}
 
 
+@pytest.mark.parametrize(
+    ("rates", "details"), [({"images": 300.0}, {}), ({}, {"images_per_second": 300.0})], ids=["new", "old"]
+)
+def test_the_loaders_rate_is_that_of_most_workers(tmp_path, monkeypatch, rates, details):
+    cases = {
+        "workers_1": {"rates": {"images": 127.0}, "details": {"workers": 1}},
+        "workers_2": {"rates": rates, "details": {"workers": 2, **details}},
+    }
+    path = tmp_path / "loader_amd-epyc-2t_2026-12-01.json"
+    path.write_text(json.dumps({"cases": cases}))
+    monkeypatch.setattr(scaling, "committed", lambda model: path)
+    assert scaling.loader_rate() == (150.0, f"benchmarks/results/{path.name}")
+
+
 def table(**changes):
     about = {
         "device": "cuda",

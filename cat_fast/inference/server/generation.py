@@ -86,15 +86,16 @@ def plan(service: Service, body: GenerationBody) -> Planned:
     scheduler: Any = body.scheduler or service.default_scheduler
     guidance = service.pipeline.default_guidance if body.guidance_scale is None else body.guidance_scale
     scales = guidance_scales(guidance, [sample.ratio for sample in samples])
+    steps = body.num_inference_steps or service.pipeline.default_steps
     common = EngineRequest(
         sample=samples[0],
-        num_inference_steps=body.num_inference_steps,
+        num_inference_steps=steps,
         guidance_scale=scales[0],
         scheduler=scheduler,
         priority=body.priority,
         deadline=body.deadline_seconds,
         complexity=score.expected,
-        preview_every=_preview_every(body),
+        preview_every=_preview_every(body, steps),
     )
     try:
         service.engine.stages.check(common)
@@ -310,8 +311,8 @@ def _check_tokens(service: Service, requests: list[EngineRequest]) -> None:
             )
 
 
-def _preview_every(body: GenerationBody) -> int:
+def _preview_every(body: GenerationBody, steps: int) -> int:
     """Return the number of steps between previews, with which there are at most `partial_images` of them."""
     if not body.stream or body.partial_images == 0:
         return 0
-    return math.ceil(body.num_inference_steps / (body.partial_images + 1))
+    return math.ceil(steps / (body.partial_images + 1))

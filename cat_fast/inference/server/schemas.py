@@ -39,7 +39,9 @@ class GenerationBody(_Body):
     mean_tokens: Annotated[Number, Field(gt=0)] | None = Field(
         None, description="Budget of tokens per image over the n images, in place of ratio."
     )
-    num_inference_steps: Annotated[StrictInt, Field(ge=1, le=MAX_STEPS)] = 30
+    num_inference_steps: Annotated[StrictInt, Field(ge=1, le=MAX_STEPS)] | None = Field(
+        None, description="Default: the pipeline's."
+    )
     guidance_scale: Annotated[Number, Field(ge=-1e3, le=1e3)] | None = Field(
         None, description="Default: the pipeline's."
     )

@@ -21,6 +21,7 @@ from cat_fast.inference.engine import EngineRequest
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.server import generation
 from cat_fast.inference.server.app import _steps, create_app
+from cat_fast.inference.server.schemas import GenerationBody
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import GENERATIONS, RECONSTRUCTIONS, ServerSettings
 from tests.fake_compiler import compile_to
@@ -53,6 +54,12 @@ def test_images_are_those_of_the_pipeline_bit_for_bit(client, text_pipeline):
     assert metrics["flops"] > 0
     assert metrics["prompt_truncated"] is False
     assert all(one["seconds_denoising"] > 0 for one in metrics["images"])
+
+
+def test_steps_and_guidance_default_to_those_of_the_pipeline(service):
+    (request,) = generation.plan(service, GenerationBody(prompt="a red house")).requests
+    assert request.num_inference_steps == service.pipeline.default_steps
+    assert request.guidance_scale == service.pipeline.default_guidance
 
 
 def test_ratio_and_tokens(client):
