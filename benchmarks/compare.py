@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.run import FAILED, recorded
-from benchmarks.shared.committed import NAME, newest, read
+from benchmarks.shared.committed import NAME, arguments_of, newest, read
 from cat_fast import console
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
@@ -78,6 +78,9 @@ FIGURES: Mapping[str, Mapping[Keys, str]] = {
 }
 """Figures of each benchmark: paths in its file, `*` for any key, and the better direction. Counted benchmarks
 have none; `benchmarks.quick` compares counts."""
+LIMITS = ("max_pairs", "seconds", "longest_extra_run", "longest_repeated_turn")
+"""Entries of an effort that change the number of pairs and not the meaning of the figures; older results lack
+some."""
 DETAILS = ("images", "tokens", "precision")
 """Entries of a case that describe its work, next to its details."""
 
@@ -254,16 +257,18 @@ def why_not_comparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> s
             old, new = ({k: one.get(k) for k in ("processor", "threads")} for one in (old, new))
         if old != new:
             return f"measured on different machines ({key} {old} and {new})"
+    old, new = (list(arguments_of(content)) for content in (before, after))
+    if old != new:
+        return f"measured with different arguments ({old} and {new})"
     old, new = (_effort(content) for content in (before, after))
     return None if old == new else f"measured with different efforts ({old} and {new})"
 
 
 def _effort(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what changes the meaning of the figures: more pairs within the same limits do not."""
+    """Return what changes the meaning of the figures."""
     about = content.get("about", {})
     effort = content.get("effort") or about.get("effort") or {}
-    kept = {key: value for key, value in effort.items() if key not in ("max_pairs", "seconds")}
-    kept.pop("longest_extra_run", None)
+    kept = {key: value for key, value in effort.items() if key not in LIMITS}
     return {"without": [], **kept, "quick": about.get("quick", False)}
 
 
@@ -285,11 +290,7 @@ def compare_all(before: Source, after: Source, rounds: Sequence[Source]) -> dict
                 comparison.not_compared.append("B has no result")
         else:
             old, new = before.results[name], after.results[name]
-            arguments = [source.jobs.get(name, {}).get("arguments") for source in (before, after)]
-            reason = why_not_comparable(old, new)
-            if None not in arguments and arguments[0] != arguments[1]:
-                reason = f"measured with different arguments ({arguments[0]} and {arguments[1]})"
-            if reason:
+            if reason := why_not_comparable(old, new):
                 comparison.not_compared.append(reason)
                 continue
             others = [one.results[name] for one in rounds if name in one.results]

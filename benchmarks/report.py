@@ -211,7 +211,8 @@ def origin(result: Result, job: Mapping[str, Any], out: Path) -> str:
         loads = (about.get(name) for name in ("load_before", "load_after"))
         parts.append("load " + " to ".join(f"{load:.3g}" for load in loads if load is not None))
     if job.get("file") == result.path.name:
-        parts += [f"`{job['command']}`", f"{job['seconds']:,.0f} s"]
+        parts += [f"`{job['command']}`"] if job.get("command") else []
+        parts += [f"{job['seconds']:,.0f} s"] if job.get("seconds") is not None else []
     return "; ".join(parts) + "."
 
 

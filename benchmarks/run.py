@@ -6,9 +6,11 @@
     cpu     everything that this machine can measure; hours on two cores
     gpu     what a GPU machine measures, and the bounds of its kernels
 
-Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`). Results of this machine in DIR are
-kept if they were measured with the same arguments, or with none; delete a file to measure again. An
-interrupted benchmark resumes with its missing cases where it can. `run.json` in DIR lists commands, seconds
+Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`) and record the suite's arguments.
+Results of this machine in DIR are kept if they were measured with the same arguments, or with none; delete a
+file to measure again. Claims are kept while they are newer than all other results. An interrupted benchmark
+resumes with its missing cases where it can: on the same machine, at the same commit without local changes.
+`run.json` in DIR lists commands, seconds
 and states, also of earlier calls. --plan runs nothing and prints a table of minutes: those of DIR where it
 has results, else estimates; with --only, the suite can then be run in parts.
 `python -m benchmarks.report DIR` makes the report.
@@ -36,8 +38,8 @@ from typing import Any
 import psutil
 
 from benchmarks.shared import machine
-from benchmarks.shared.committed import NAME, machine_slug, newest, read
-from benchmarks.shared.program import differences
+from benchmarks.shared.committed import NAME, arguments_of, machine_slug, newest, read
+from benchmarks.shared.program import why_not_resumed
 from cat_fast import console
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
@@ -106,7 +108,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="startup", minutes=3),
         Job(name="checkpoints", minutes=2),
         Job(name="scaling_validation", minutes=20, resumes_with=()),
-        Job(name="serving", minutes=120),
+        Job(name="serving", minutes=120, resumes_with=()),
         Job(name="gpu_static", minutes=5, counted=True),
         _CLAIMS,
     ),
@@ -118,7 +120,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="training_steps", minutes=5),
         Job(name="straggler", minutes=5),
         Job(name="loader", minutes=5, resumes_with=KEEP),
-        Job(name="serving", minutes=20),
+        Job(name="serving", minutes=20, resumes_with=()),
         _CLAIMS,
     ),
 }
@@ -147,29 +149,31 @@ def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[
         about: description of the machine.
     """
     states = {state["name"]: state for state in recorded(out)}
-    kept = {job.name: path for job in jobs if (path := _existing(job, out, about, states))}
-    if any(job.name not in kept for job in jobs if not job.reads_results):
-        kept = {job.name: kept[job.name] for job in jobs if job.name in kept and not job.reads_results}
+    kept = kept_files(jobs, out, about)
     for job in jobs:
-        if job.name in kept:
-            file = kept[job.name]
-            if states.get(job.name, {}).get("file") != file.name:
-                states[job.name] = {**asdict(job), "state": FINISHED, "file": file.name}
-            states[job.name]["kept"] = True
+        state = states.get(job.name, {})
+        if file := kept.get(job.name):
+            state = state if state.get("file") == file.name else {"state": FINISHED, "file": file.name}
+            arguments = {"arguments": arguments_of(read(file))}
+            states[job.name] = {**asdict(job), **state, **arguments, "kept": True}
             print(f"{job.name}: {_why_kept(file, about)}", flush=True)
-        elif states.get(job.name, {}).get("state") not in (FAILED, INTERRUPTED):
+        elif state.get("state") not in (FAILED, INTERRUPTED) or _arguments(state) != job.arguments:
             states[job.name] = {**asdict(job), "state": MISSING}
     waiting = [job for job in jobs if job.name not in kept]
     for number, job in enumerate(waiting):
         left = timedelta(minutes=sum(other.minutes for other in waiting[number:]))
         print(f"{job.name}: about {job.minutes:g} minutes, {left} left in the suite", flush=True)
+        resumed = _resumes(job, _part(job, out, about), about)
+        spent = states[job.name].get("seconds", 0.0) if resumed else 0.0
+        start = time.monotonic()
         try:
-            states[job.name] = _run(job, out, about, states[job.name])
+            states[job.name] = _run(job, out, about, resumed)
         except KeyboardInterrupt as interrupt:
-            states[job.name] = {**states[job.name], "state": INTERRUPTED}
+            states[job.name] = {**asdict(job), "state": INTERRUPTED}
             interrupt.add_note(f"{job.name} was ended; finished results are in {out}; repeat to resume")
             raise
         finally:
+            states[job.name]["seconds"] = round(spent + time.monotonic() - start, 1)
             _record(out, about, states)
     _record(out, about, states)
     return [states[job.name] for job in jobs]
@@ -201,10 +205,11 @@ def recorded(out: Path) -> list[dict[str, Any]]:
 def plan(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[str]:
     """Return a table of the minutes of each job and of those that are left, one line per job."""
     states = {state["name"]: state for state in recorded(out)}
+    kept = kept_files(jobs, out, about)
     lines, left = [f"{'benchmark':<18}{'minutes':>8}  source    state"], 0.0
     for job in jobs:
-        existing = _existing(job, out, about, states)
-        measured = states.get(job.name, {}).get("seconds") if existing else None
+        existing, state = kept.get(job.name), states.get(job.name, {})
+        measured = state.get("seconds") if existing and state.get("file") == existing.name else None
         minutes = job.minutes if measured is None else measured / 60
         left += 0 if existing else minutes
         source = "estimate" if measured is None else "measured"
@@ -212,54 +217,84 @@ def plan(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[str]:
     return [*lines, f"{'left':<18}{left:>8.1f}"]
 
 
-def _existing(
-    job: Job, out: Path, about: Mapping[str, Any], states: Mapping[str, Mapping[str, Any]]
-) -> Path | None:
-    """Return the newest results with the job's arguments or with none; those without a record have none."""
-    state = states.get(job.name, {})
+def kept_files(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the results in a folder of the jobs that need not run, by name."""
+    found = {job.name: path for job in jobs if (path := _existing(job, out, about))}
+    complete = all(job.name in found for job in jobs if not job.reads_results)
+    stale = {
+        job.name
+        for job in jobs
+        if job.reads_results and not (complete and job.name in found and _is_newest(found[job.name]))
+    }
+    return {name: path for name, path in found.items() if name not in stale}
+
+
+def _existing(job: Job, out: Path, about: Mapping[str, Any]) -> Path | None:
+    """Return the newest results with the job's arguments or with none."""
     for path in sorted(out.glob(f"{job.name}_{job.slug(about)}_*.json"), reverse=True):
         match = NAME.fullmatch(path.name)
-        arguments = state.get("arguments", ()) if state.get("file") == path.name else ()
-        if match and match["model"] == job.name and tuple(arguments) in ((), job.arguments):
+        if match and match["model"] == job.name and arguments_of(read(path)) in ((), job.arguments):
             return path
     return None
+
+
+def _is_newest(path: Path) -> bool:
+    """Return True if no other result of the folder was written after a file."""
+    others = [other for name, other in newest(path.parent.glob("*.json")).items() if name != "run"]
+    return all(other.stat().st_mtime_ns <= path.stat().st_mtime_ns for other in others)
+
+
+def _arguments(state: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(state.get("arguments", ()))
 
 
 def _why_kept(path: Path, about: Mapping[str, Any]) -> str:
     commit = read(path).get("about", {}).get("commit")
     other = f", of commit {commit}" if commit != about.get("commit") else ""
-    return f"kept: {path.name}{other}; delete it to measure again"
+    changed = ", with uncommitted changes" if machine.is_dirty(commit) else ""
+    return f"kept: {path.name}{other}{changed}; delete it to measure again"
 
 
-def _run(job: Job, out: Path, about: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def _part(job: Job, out: Path, about: Mapping[str, Any]) -> Path:
+    """Return the path of unfinished results: without the date, so that they survive midnight."""
+    return out / f"{job.name}_{job.slug(about)}{''.join(job.arguments)}.part"
+
+
+def _resumes(job: Job, part: Path, about: Mapping[str, Any]) -> bool:
+    """Return True if a job resumes its unfinished results; delete those that it cannot resume."""
+    if not part.exists():
+        return False
+    if job.resumes_with is not None:
+        reason = why_not_resumed(read(part), about)
+        if reason is None:
+            return True
+        print(f"{job.name}: unfinished results are discarded: {reason}", flush=True)
+    part.unlink()
+    return False
+
+
+def _run(job: Job, out: Path, about: Mapping[str, Any], resumed: bool) -> dict[str, Any]:
     """Run one benchmark; its file gets its name only if it is complete."""
     path = out / f"{job.name}_{job.slug(about)}_{date.today().isoformat()}.json"
-    # without the date, so that what is kept there survives midnight
-    part = out / f"{job.name}_{job.slug(about)}{''.join(job.arguments)}.part"
+    part = _part(job, out, about)
     log = out / f"{job.name}.log"
-    resumed = job.resumes_with is not None and _is_from(part, about)
-    if not resumed:
-        part.unlink(missing_ok=True)
     results = ["--results", str(out)] if job.reads_results else []
     arguments = [*job.arguments, *results, *(job.resumes_with or () if resumed else ())]
     command = [sys.executable, "-m", f"benchmarks.{job.name}", "--json", str(part), *arguments]
-    start = time.monotonic()
     code = _execute(command, log)
-    seconds = round(time.monotonic() - start + (before.get("seconds", 0) if resumed else 0), 1)
     state = FAILED
-    if code in (0, 1) and part.exists() and not read(part).get("about", {}).get("missing"):
-        state = MISSES if code else FINISHED
-        part.rename(path)
-    if code:
+    if code in (0, 1) and part.exists():
+        content = read(part)
+        described = content.get("about", {})
+        if not described.get("missing"):
+            state = MISSES if code else FINISHED
+            write_json(part, {**content, "about": {**described, "arguments": job.arguments}})
+            part.rename(path)
+    if state != FINISHED:
         print(f"{job.name}: {state}, exit code {code}; see {log}", flush=True)
     shown = ["python", *command[1:4], path.name, *job.arguments, *(["--results", "."] if results else [])]
-    found = {"state": state, "seconds": seconds, "exit_code": code, "command": " ".join(shown)}
+    found = {"state": state, "exit_code": code, "command": " ".join(shown)}
     return {**asdict(job), **found, "file": None if state == FAILED else path.name}
-
-
-def _is_from(part: Path, about: Mapping[str, Any]) -> bool:
-    """Return True if an unfinished file was measured on this machine, at this commit."""
-    return part.exists() and not differences(read(part), about)
 
 
 def _execute(command: Sequence[str], log: Path) -> int:

@@ -32,6 +32,7 @@ from benchmarks.cluster.model import communicate
 from benchmarks.cluster.processes import measure_link, measure_optimizer, step_seconds
 from benchmarks.cluster.settings import RATIOS, Batch, Setting, Size, TokenizerSetting, TransformerSetting
 from benchmarks.cluster.zero import CONTROL, FP32, Exchange, exchanges
+from benchmarks.shared.program import why_not_resumed
 from benchmarks.shared.simple_program import about
 from cat_fast import console
 from cat_fast.data.files import require_writable, write_json
@@ -269,7 +270,7 @@ def read_runs(path: Path | None, machine: Mapping[str, Any]) -> Runs:
     """Return the runs of an incomplete file, or none.
 
     Raises:
-        UserError: the file is not one of this program, or of another machine.
+        UserError: the file is not one of this program, or of another machine or commit.
     """
     if path is None or not path.exists():
         return {}
@@ -278,12 +279,10 @@ def read_runs(path: Path | None, machine: Mapping[str, Any]) -> Runs:
         earlier, runs = content["about"], content["runs"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected results of scaling_validation ({error!r}); remove it") from error
-    if "rows" in content and not any("error" in run for run in runs.values()):
+    if not earlier.get("missing"):
         return {}  # complete: measured again
-    if differing := [key for key in ("cpu", "packages") if earlier.get(key) != machine[key]]:
-        raise UserError(
-            f"{path}: measured with another {' and '.join(differing)}; remove it to measure again"
-        )
+    if reason := why_not_resumed(content, {key: machine[key] for key in ("cpu", "packages", "commit")}):
+        raise UserError(f"{path}: {reason}; remove it to measure again")
     return dict(runs)
 
 
@@ -304,8 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def save(more: Mapping[str, Any] | None = None) -> None:
             if given.json:
-                missing = [cell.name for cell in cells if cell.name not in runs] or ["report"]
-                described = about("scaling_validation", load) | ({} if more else {"missing": missing})
+                missing = [cell.name for cell in cells if "seconds" not in runs.get(cell.name, {})]
+                missing += [] if more else ["report"]
+                described = about("scaling_validation", load) | ({"missing": missing} if missing else {})
                 write_json(given.json, {**(more or {}), "runs": runs, "about": described})
 
         def run(cell: Cell) -> float:

@@ -9,8 +9,8 @@ DiT-S at 256 px (256, 64 or 16 tokens), shares 6 / 49 / 45 %, steps from {5, 10,
 are multiples of the capacity, the images per second at the FLOP bound: all passes of the transformer at the
 rate of the best step size, and the decoder. Matrix products run on the library that `cat-fast serve` selects.
 
-Finished loads are kept next to FILE until all are; an interrupted run that is repeated on the same machine,
-with the same packages, measures only the others.
+FILE is written after each load, and lists the missing ones. An interrupted run that is repeated on the same
+machine, at the same commit, measures only those.
 """
 
 import argparse
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.shared import machine
+from benchmarks.shared.program import why_not_resumed
 from benchmarks.shared.serving_baselines import (
     Clock,
     DeficitRoundRobin,
@@ -557,20 +558,17 @@ def _measure_all(given: argparse.Namespace) -> None:
             f"{ratio}x, {h} x {w} tokens": value for (ratio, (h, w)), value in bench.decoding.items()
         },
     }
-    kept = None if given.json is None else given.json.with_suffix(".loads")
-    mixes = {} if kept is None else loads_of(kept, results)
-    for mix, of_mix in loads.items():
-        for load in of_mix:
-            if f"{load:g}" in mixes.setdefault(mix, {}):
-                _progress(f"{mix} {load:g}x: kept from {kept}")
-                continue
-            mixes[mix][f"{load:g}"] = measure(bench, mix, load, **effort)
-            if kept is not None:
-                write_results(kept, results | {"mixes": mixes})
-    if given.json is not None and kept is not None:
-        about["load_after"] = os.getloadavg()[0]
-        write_results(given.json, results | {"mixes": mixes})
-        kept.unlink()
+    mixes = {} if given.json is None else loads_of(given.json, results)
+    wanted = [(mix, load) for mix, of_mix in loads.items() for load in of_mix]
+    for mix, load in wanted:
+        if f"{load:g}" in mixes.setdefault(mix, {}):
+            _progress(f"{mix} {load:g}x: kept from {given.json}")
+            continue
+        mixes[mix][f"{load:g}"] = measure(bench, mix, load, **effort)
+        if given.json is not None:
+            left = [f"{mix} {load:g}x" for mix, load in wanted if f"{load:g}" not in mixes.get(mix, {})]
+            described = about | {"load_after": os.getloadavg()[0]} | ({"missing": left} if left else {})
+            write_results(given.json, results | {"about": described, "mixes": mixes})
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
@@ -580,16 +578,17 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def loads_of(file: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the loads by mix in the file of an earlier run on the same machine, with the same effort."""
-    if not file.is_file() or not file.stat().st_size:
+    """Return the loads by mix in an unfinished file of the same machine, commit and effort."""
+    before = json.loads(file.read_text()) if file.is_file() and file.stat().st_size else {}
+    if not before.get("about", {}).get("missing"):
         return {}
-    before = json.loads(file.read_text())
-    is_same = before.get("effort") == results["effort"] and before.get("kind") == results["kind"]
-    for key in ("python", "packages", "cpu", "linear_backend"):
-        is_same &= before.get("about", {}).get(key) == results["about"][key]
-    if not is_same:
-        _progress(f"{file} is of another machine, other packages or another effort: measured again")
-    return before["mixes"] if is_same else {}
+    same = {key: results["about"][key] for key in ("python", "packages", "cpu", "linear_backend", "commit")}
+    reason = why_not_resumed(before, same)
+    if reason is None and any(before.get(key) != results[key] for key in ("effort", "kind")):
+        reason = "measured with another effort"
+    if reason:
+        _progress(f"{file}: {reason}; measured again")
+    return {} if reason else before["mixes"]
 
 
 def _rounded(value: Any) -> Any:

@@ -324,8 +324,10 @@ async def soak(server: Server, minutes: float) -> dict[str, Any]:
             while time.perf_counter() - begun < 60 * minutes:
                 await running.wait()
                 busy += 1
-                await send(next(kinds))
-                busy -= 1
+                try:
+                    await send(next(kinds))
+                finally:  # else `sample` would wait forever
+                    busy -= 1
 
         async def sample(minute: float) -> dict[str, Any]:
             running.clear()

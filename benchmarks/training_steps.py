@@ -23,7 +23,7 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -231,19 +231,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: dict[str, Row] = {}
     try:
         if not chosen:
-            names = [name for group in every for name in (*group.steps, *group.totals)]
-            raise UserError(f"--only {given.only}: expected part of one of {', '.join(names)}")
+            raise UserError(f"--only {given.only}: expected part of one of {', '.join(names_of(every))}")
         if given.json:
             require_writable(given.json)
         if DEVICE == "cpu":  # as in training
             keep_freed_memory()
         load = os.getloadavg()[0]
-        for group in chosen:
+        for number, group in enumerate(chosen):
             rows: dict[str, Row] = {}
             for rows in measure(group, 1 if given.quick else ROUNDS):
                 found |= rows
                 if given.json:
-                    write(given.json, found, load)
+                    write(given.json, found, load, names_of(chosen[number:]))
+            if given.json:
+                write(given.json, found, load, names_of(chosen[number + 1 :]))
             gc.collect()  # frees the model before the next one is built
             print("\n".join(line(name, row) for name, row in rows.items()), flush=True)
     except UserError as error:
@@ -252,15 +253,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write(path: Path, cases: Mapping[str, Row], load: float) -> None:
-    """Write the rows so far, the settings of the comparison, and the machine."""
+def names_of(groups: Iterable[Group]) -> list[str]:
+    """Return the names of all cases of some groups."""
+    return [name for group in groups for name in (*group.steps, *group.totals)]
+
+
+def write(path: Path, cases: Mapping[str, Row], load: float, missing: Sequence[str]) -> None:
+    """Write the rows so far, the settings of the comparison, the machine, and the cases to be measured."""
     compared = {
         "side": SIDE,
         "shares": {f"{ratio}x": share for ratio, share in SHARES.items()},
         "denoising_steps": STEPS,
         "guidance": GUIDANCE,
     }
-    content = rounded({"cases": cases, "compared": compared, "about": about("training_steps", load)})
+    described = about("training_steps", load) | ({"missing": list(missing)} if missing else {})
+    content = rounded({"cases": cases, "compared": compared, "about": described})
     with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -50,6 +50,11 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def arguments_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the arguments of the suite that `benchmarks.run` wrote into results; others have none."""
+    return tuple((content.get("about") or {}).get("arguments", ()))
+
+
 def machine_slug(about: Mapping[str, Any]) -> str:
     """Return a short name of a machine that `machine.describe` described: GPUs, or processor and threads."""
     gpus = about.get("gpus") or []

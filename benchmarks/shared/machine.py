@@ -14,6 +14,8 @@ import torch
 from cat_fast.cli.info import environment
 
 ROOT = Path(__file__).parents[2]
+DIRTY = "+"
+"""Suffix of a commit with uncommitted changes."""
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -29,11 +31,16 @@ def describe() -> dict[str, Any]:
 
 @cache
 def commit(root: Path = ROOT) -> str | None:
-    """Return the short hash of the checked-out commit, with `+` if files differ; None outside of git."""
+    """Return the short hash of the checked-out commit, with `DIRTY` if files differ; None outside of git."""
     found = _git(root, "rev-parse", "--short", "HEAD", "--show-prefix")
     if found is None or len(found.split()) != 1:  # a folder inside another repository has a prefix
         return None
-    return found.strip() + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    return found.strip() + (DIRTY if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def is_dirty(revision: str | None) -> bool:
+    """Return True if files differed from the commit; two such trees of one commit may differ as well."""
+    return revision is not None and revision.endswith(DIRTY)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

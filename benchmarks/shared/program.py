@@ -5,7 +5,7 @@ import gc
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def main(
 
     `full` is the effort without --quick. `quick_cases` are the cases for --quick, if different. `facts`
     computes and prints additional contents of the file. The file is written after each case, so that --keep
-    can resume an interrupted run; its `about` then lists the missing cases.
+    can resume an interrupted run; its `about` lists the cases that it lacks, also after --only.
     """
     parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
@@ -88,7 +88,7 @@ def run(
     """Measure and print the cases in turn, and call `save` after each with all results so far.
 
     A case that raises is recorded as failed, and the others are measured. The second argument of `save`
-    describes the machine, versions, effort and missing cases.
+    describes the machine, versions and effort.
     """
     about = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -106,8 +106,7 @@ def run(
         gc.collect()  # free the tensors of one case before the next
         for line in harness.lines(key, results[key]):
             print(line, flush=True)
-        missing = {"missing": left} if (left := [key for key in cases if key not in results]) else {}
-        save(results, about | {"load_after": os.getloadavg()[0]} | missing)
+        save(results, about | {"load_after": os.getloadavg()[0]})
     return results
 
 
@@ -119,21 +118,24 @@ def _kept(path: Path | None, benchmark: str, effort: harness.Effort) -> dict[str
         return {}
     found = json.loads(path.read_text())
     now = {"benchmark": benchmark, "effort": vars(effort), **machine.describe()}
-    if differing := differences(found, now):
-        raise UserError(
-            f"--keep: {path} was measured with another {', '.join(differing)}; measure again without --keep"
-        )
+    if reason := why_not_resumed(found, now):
+        raise UserError(f"--keep: {path} was {reason}; measure again without --keep")
     return found
 
 
-def differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of the entries of `now` that the file's description of its run does not have."""
+def why_not_resumed(found: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return why a run that `now` describes cannot add to the results of a file, None if it can."""
     written = json.loads(json.dumps(harness.rounded(now)))
-    return [name for name, value in written.items() if found.get("about", {}).get(name) != value]
+    about = found.get("about", {})
+    if differing := [name for name, value in written.items() if about.get(name) != value]:
+        return f"measured with another {', '.join(differing)}"
+    if machine.is_dirty(now.get("commit")):
+        return f"measured with uncommitted changes of {now['commit']}, which may not be the present ones"
+    return None
 
 
-def _merged(kept: Mapping[str, Any], written: dict[str, Any], order: Iterable[str]) -> dict[str, Any]:
-    """Merge both files in the order of the cases; `about` is that of the newer one."""
+def _merged(kept: Mapping[str, Any], written: dict[str, Any], order: Collection[str]) -> dict[str, Any]:
+    """Merge both files in the order of the cases; `about` is that of the newer one, with missing cases."""
     measured = written["cases"]
     cases = kept.get("cases", {}) | measured
     ratios = {
@@ -141,4 +143,10 @@ def _merged(kept: Mapping[str, Any], written: dict[str, Any], order: Iterable[st
         for key, value in kept.items()
         if ".ratio_vs_" in key and key.split(".ratio_vs_")[0] not in measured
     }
-    return {**ratios, **written, "cases": {key: cases[key] for key in order if key in cases}}
+    missing = {"missing": left} if (left := [key for key in order if key not in cases]) else {}
+    return {
+        **ratios,
+        **written,
+        "cases": {key: cases[key] for key in order if key in cases},
+        "about": written["about"] | missing,
+    }

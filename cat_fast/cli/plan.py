@@ -116,7 +116,7 @@ def memory(
     overrides: Overrides = None,
     gpu: Annotated[
         list[str] | None,
-        typer.Option(help="A100-40, A100-80 or H100-80; may be repeated. Default: all of them."),
+        typer.Option(help="A100-40, A100-80, H100-80, H200 or B200; may be repeated. Default: all of them."),
     ] = None,
     ranks: Annotated[
         int,
@@ -290,12 +290,15 @@ def _cost_table(table: "CostTable") -> Table:
 
 
 def _memory_table(predicted: "MemoryPlan", batches: Sequence[int], capacities: dict[str, float]) -> Table:
-    max_columns = [Column(f"max on\n{name}", no_wrap=True) for name in capacities]
-    rows = Table("ratio", *(f"\n{n}" for n in batches), *max_columns)
+    names: dict[float, list[str]] = {}
+    for name, size in capacities.items():
+        names.setdefault(size, []).append(name)
+    max_columns = [Column("\n".join(["max on", *group]), no_wrap=True) for group in names.values()]
+    batch_columns = [Column(f"\n{n}", no_wrap=True, min_width=4) for n in batches]
+    rows = Table(Column("ratio", no_wrap=True), *batch_columns, *max_columns)
     for ratio in predicted.steps:
         peaks = [_gib(predicted.peak(ratio, n)) for n in batches]
-        largest = [str(predicted.largest_batch(ratio, size)) for size in capacities.values()]
-        rows.add_row(f"{ratio}x", *peaks, *largest)
+        rows.add_row(f"{ratio}x", *peaks, *(str(predicted.largest_batch(ratio, size)) for size in names))
     rows.caption = "peak GiB by images per rank, and the largest batch"
     return rows
 

@@ -97,6 +97,8 @@ def test_other_work_and_other_efforts_are_not_compared():
     assert "different efforts" in compare.why_not_comparable(results(1.0), rough)
     assert compare.why_not_comparable(results(1.0), results(1.0, effort=EFFORT | {"max_pairs": 3})) is None
     assert "different efforts" in compare.why_not_comparable(results(1.0), results(1.0, quick=True))
+    for newer in ({"longest_extra_run": 10.0, "without": []}, {"longest_repeated_turn": None}):
+        assert compare.why_not_comparable(results(1.0), results(1.0, effort=EFFORT | newer)) is None
 
 
 def test_a_run_that_failed_is_a_regression_and_rounds_are_found_next_to_the_results(tmp_path, capsys):
@@ -115,10 +117,8 @@ def test_a_run_that_failed_is_a_regression_and_rounds_are_found_next_to_the_resu
     write(b, run.RECORD, {"jobs": jobs})
     assert compare.main([str(a), str(b)]) == 1
     assert "startup\n  FAILED  failed in B" in capsys.readouterr().out
-    for folder, arguments in ((a, []), (b, ["--quick"])):
-        write(
-            folder, run.RECORD, {"jobs": [{"name": "kernels", "state": "finished", "arguments": arguments}]}
-        )
+    write(b, run.RECORD, {"jobs": []})
+    write(b, name, results(1.2, arguments=["--quick"]))
     assert compare.main([str(a), str(b)]) == 2
     assert "measured with different arguments ([] and ['--quick'])" in capsys.readouterr().out
 

@@ -74,9 +74,11 @@ def test_sections_name_file_machine_commit_load_and_command(tmp_path):
     wrong = case(right=False, errors={"ours": 0.5}, seconds={}, ratios={})
     failed = case(right=False, errors={}, failures={"ours": "RuntimeError: out of memory"})
     write(tmp_path, "kernels", {"cases": {"a.forward": case(), "<b>": wrong, "c": failed}})
+    write(tmp_path, "startup", startup.measure(True, lambda command: 1.5))
     jobs = [
         {"name": "kernels", "state": run.FINISHED, "seconds": 90, "kept": True, "exit_code": 0,
          "file": "kernels_amd-epyc-2t_2026-11-29.json", "command": "python -m benchmarks.kernels"},
+        {"name": "startup", "state": run.FINISHED, "file": "startup_amd-epyc-2t_2026-11-29.json"},
         {"name": "loader", "state": run.FAILED, "seconds": 60, "exit_code": 2},
         {"name": "serving", "state": run.MISSING},
     ]  # fmt: skip
@@ -89,7 +91,7 @@ def test_sections_name_file_machine_commit_load_and_command(tmp_path):
         "2026-11-29; commit abc1234; load 1.25 to 2; `python -m benchmarks.kernels`; 90 s."
     )
     assert origin in text
-    assert "| AMD EPYC, AVX512 | 2 | none | 3.11 | torch 2.14 | kernels |" in text
+    assert "| AMD EPYC, AVX512 | 2 | none | 3.11 | torch 2.14 | kernels, startup |" in text
     assert "| loader | failed | 1.0 | 2 |\n| serving | missing |  |  |\n| kernels | finished, kept" in text
     assert re.search(r"<td>&lt;b&gt;</td>\s*<td>WRONG", page)
     assert "| c | ours failed: RuntimeError: out of memory |" in text

@@ -90,6 +90,18 @@ def test_what_an_interrupted_benchmark_measured_at_another_commit_is_not_resumed
     assert not any("--keep" in command for command in ran.commands)
 
 
+def test_results_of_uncommitted_changes_are_not_resumed(tmp_path, ran, monkeypatch, capsys):
+    monkeypatch.setitem(MACHINE, "commit", "abc1234+")
+    ran.broken = {"kernels"}
+    command = ["--only", "kernels", "--out", str(tmp_path)]
+    assert run.main(command) == run.main(command) == 1
+    assert not any("--keep" in command for command in ran.commands)
+    assert "discarded: measured with uncommitted changes of abc1234+" in capsys.readouterr().out
+    ran.broken = set()
+    assert run.main(command) == run.main(command) == 0
+    assert ".json, with uncommitted changes; delete it to measure again" in capsys.readouterr().out
+
+
 def test_an_unfinished_validation_is_resumed_by_the_same_command(tmp_path, ran):
     ran.broken = {"scaling_validation"}
     command = ["--only", "scaling_validation", "--out", str(tmp_path)]
@@ -125,6 +137,59 @@ def test_rough_results_are_not_taken_for_complete_ones(tmp_path, ran, capsys, mo
     assert len(ran.commands) == 2
     printed = capsys.readouterr().out
     assert printed.count(".json, of commit abc1234; delete it to measure again") == 2
+
+
+def backdate(path):
+    """Renames a result to that of a year earlier."""
+    name, date = path.stem.rsplit("_", 1)
+    return path.rename(path.with_name(f"{name}_{int(date[:4]) - 1}{date[4:]}.json"))
+
+
+def test_the_arguments_of_a_result_are_in_its_file(tmp_path, ran, monkeypatch):
+    out = ["--only", "kernels,startup", "--out", str(tmp_path)]
+    run.main(["--suite", "quick", *out])
+    (rough,) = tmp_path.glob("kernels_*.json")
+    rough = backdate(rough)
+    execute = run._execute
+
+    def interrupt(command, log):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "_execute", interrupt)
+    with pytest.raises(Interrupted):
+        run.main(["--suite", "cpu", *out])
+    monkeypatch.setattr(run, "_execute", execute)
+    ran.commands.clear()
+    run.main(["--suite", "cpu", *out])
+    assert [command[5:] for command in ran.commands] == [[]], "the rough result is not kept"
+    full = max(tmp_path.glob("kernels_*.json"))
+    full.unlink()
+    run.main(["--suite", "cpu", *out])
+    assert len(ran.commands) == 2, "nor once the complete one is deleted"
+    (tmp_path / run.RECORD).unlink()
+    rough.unlink()
+    run.main(["--suite", "quick", *out])
+    assert len(ran.commands) == 2
+    assert {job["name"]: job["arguments"] for job in run.recorded(tmp_path)}["kernels"] == []
+    run.main(["--suite", "cpu", *out])
+    assert len(ran.commands) == 2, "a quick suite does not turn complete results into rough ones"
+
+
+def test_claims_are_kept_only_if_they_are_newer_than_all_other_results(tmp_path, ran):
+    out = ["--out", str(tmp_path)]
+    only = ["--only", "kernels,claims", *out]
+    assert run.main(only) == 0
+    assert run.main(only) == 0
+    assert names(ran) == ["kernels", "claims"]
+    (kernels,) = tmp_path.glob("kernels_*.json")
+    kernels.unlink()
+    assert run.main(["--only", "kernels", *out]) == 0
+    os.utime(kernels, ns=(0, kernels.stat().st_mtime_ns + 10**9))
+    ran.commands.clear()
+    ran.broken = {"claims"}
+    assert run.main(only) == 1
+    assert run.main(only) == 1
+    assert names(ran) == ["claims", "claims"], "the claims of older results do not replace failed ones"
 
 
 def test_a_suite_runs_in_parts_by_its_plan(tmp_path, ran, capsys, monkeypatch):
@@ -173,13 +238,24 @@ def test_single_benchmarks_are_chosen_by_name(tmp_path, ran, capsys):
 
 def test_an_interruption_is_recorded_with_what_has_not_run(tmp_path, ran, monkeypatch):
     def interrupt(command, log):
+        execute(command, log)
         raise Interrupted(signal.SIGTERM)
 
+    execute, clock = run._execute, iter(range(0, 10_000, 90))
+    ran.broken = {"kernels"}
     monkeypatch.setattr(run, "_execute", interrupt)
-    with pytest.raises(Interrupted) as caught:
-        run.main(["--only", "kernels,startup", "--out", str(tmp_path)])
-    assert states(tmp_path) == {"kernels": run.INTERRUPTED, "startup": run.MISSING}
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    command = ["--only", "kernels,startup", "--out", str(tmp_path)]
+    for seconds in (90, 180):
+        with pytest.raises(Interrupted) as caught:
+            run.main(command)
+        assert states(tmp_path) == {"kernels": run.INTERRUPTED, "startup": run.MISSING}
+        assert run.recorded(tmp_path)[0]["seconds"] == seconds
     assert "kernels was ended; finished results are in" in caught.value.__notes__[0]
+    ran.broken = set()
+    monkeypatch.setattr(run, "_execute", execute)
+    assert run.main(command) == 0
+    assert [job["seconds"] for job in run.recorded(tmp_path)] == [270, 90]
 
 
 def test_a_signal_lets_the_benchmark_end_by_itself(tmp_path):

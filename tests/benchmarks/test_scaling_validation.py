@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import scaling_validation
 from benchmarks.cluster import processes
 from benchmarks.cluster.processes import typical_seconds
 from benchmarks.cluster.settings import SKIPPED_STEPS, Size, TokenizerSetting, TransformerSetting
@@ -19,6 +20,7 @@ from benchmarks.scaling_validation import (
     read_runs,
     report,
 )
+from benchmarks.shared import machine
 from cat_fast.errors import UserError
 
 COLLECTIVES = {
@@ -138,17 +140,40 @@ def test_only_missing_and_failed_runs_are_repeated(tmp_path):
     cells = plan(rounds=1)
     runs = {cells[0].name: {"seconds": 1.0}, cells[1].name: {"error": "no port"}}
     path = tmp_path / "validation.json"
-    about = {"cpu": {"threads": 2}, "packages": {"torch": "2"}}
-    path.write_text(json.dumps({"about": about, "runs": runs}))
+    about = {"cpu": {"threads": 2}, "packages": {"torch": "2"}, "commit": "abc1234"}
+    path.write_text(json.dumps({"about": about | {"missing": [cells[1].name]}, "runs": runs}))
     again = read_runs(path, about)
     ran = []
     measure(cells, again, lambda cell: ran.append(cell.name) or 1.0, lambda: None)
     assert ran == [cell.name for cell in cells[1:]]
     with pytest.raises(UserError, match="measured with another cpu"):
         read_runs(path, {**about, "cpu": {"threads": 4}})
+    with pytest.raises(UserError, match="measured with another commit"):
+        read_runs(path, {**about, "commit": "def5678"})
     path.write_text(json.dumps({"about": about, "runs": again, "rows": []}))
     assert read_runs(path, about) == {}
     assert read_runs(None, about) == {}
+
+
+def test_a_file_with_failed_runs_is_incomplete(tmp_path, monkeypatch):
+    def step_seconds(setting, folder, ranks, stage, seed):
+        if (setting, ranks, stage) == (UNSEEN[0], 2, 1) and broken:
+            raise RuntimeError("no port")
+        return 1.0
+
+    path, broken = tmp_path / "validation.json", [True]
+    monkeypatch.setattr(scaling_validation, "step_seconds", step_seconds)
+    for name in ("measure_link", "measure_optimizer"):
+        monkeypatch.setattr(scaling_validation, name, dict)
+    monkeypatch.setattr(scaling_validation, "report", lambda *_: {"rows": []})
+    monkeypatch.setattr(machine, "commit", lambda: "abc1234")
+    command = ["--json", str(path), "--rounds", "1"]
+    scaling_validation.main(command)
+    failed = "tokenizer, another batch, ZeRO 1, 2 ranks, round 0"
+    assert json.loads(path.read_text())["about"]["missing"] == [failed]
+    broken.clear()
+    assert scaling_validation.main(command) == 0
+    assert "missing" not in json.loads(path.read_text())["about"]
 
 
 def test_a_failed_run_on_one_process_leaves_no_prediction():

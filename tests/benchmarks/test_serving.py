@@ -158,9 +158,11 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
         return {"load": load}
 
     monkeypatch.setattr(serving, "measure", measure)
+    monkeypatch.setattr(serving.machine, "commit", lambda: "abc1234")
     with pytest.raises(KeyboardInterrupt):
         serving.main(["--simulate", "--json", str(file)])
-    assert not file.exists(), "the file exists only once the run is complete"
+    assert json.loads(file.read_text())["about"]["missing"] == ["cat 1x", "cat 2x", "dataset_c 0.8x"]
+    unfinished = file.read_bytes()
     assert serving.main(["--simulate", "--json", str(file)]) == 0
     assert measured == [
         ("cat", 0.5),
@@ -171,4 +173,8 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
         ("dataset_c", 0.8),
     ]
     assert set(json.loads(file.read_text())["mixes"]["cat"]) == {"0.5", "0.8", "1", "2"}
-    assert list(tmp_path.iterdir()) == [file]
+    assert "missing" not in json.loads(file.read_text())["about"]
+    monkeypatch.setattr(serving.machine, "commit", lambda: "def5678")
+    file.write_bytes(unfinished)
+    assert serving.main(["--simulate", "--json", str(file)]) == 0
+    assert measured[6:] == [one for one in measured[:6] if one != "interrupted"], "of another commit"

@@ -1,9 +1,12 @@
 """The load test of the server, short, and the promises that its results may break."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
+from benchmarks import serving_load
 from benchmarks.serving_load import BURST, Server, broken_promises, broken_soak_promises, load, soak
 from tests.inference.engine.mixes import tiny_pipeline
 
@@ -34,6 +37,38 @@ def test_a_soaked_server_keeps_its_promises(server):
     found = asyncio.run(soak(server, minutes=0.1))
     assert set(broken_soak_promises(found)) <= {"memory rises by less than 20 MB"}, found
     assert all(found["outcomes"].values()), "of each kind of request"
+
+
+def test_a_reply_that_is_not_json_ends_a_soak(monkeypatch):
+    class Broken:
+        settings: ClassVar = {}
+
+        def __init__(self, client, seed):
+            self.sent = 0
+
+        async def find_settings(self):
+            pass
+
+        async def send(self, kind):
+            self.sent += 1
+            if self.sent > serving_load.WARM_UP:
+                raise ValueError("not JSON")
+
+    async def ready(client):
+        return 0.0
+
+    async def counters(client):
+        return {"unfinished": 0}
+
+    async def exit_server():
+        return 0, 0.0
+
+    monkeypatch.setattr(serving_load, "Requests", Broken)
+    monkeypatch.setattr(serving_load, "counters", counters)
+    held = {"resident_bytes": 0}
+    server = SimpleNamespace(address="http://test", ready=ready, held=lambda: held, exit=exit_server)
+    with pytest.raises(ValueError, match="not JSON"):
+        asyncio.run(asyncio.wait_for(soak(server, minutes=0.001), 30))
 
 
 def changed(found, key, **changes):

@@ -52,18 +52,22 @@ def test_rounds_alternate_after_one_that_measures_memory(monkeypatch):
     assert found["ab"]["composed_of"] == {"a": 1, "b": 2}
 
 
-def test_the_file_has_the_rounds_before_an_interruption(tmp_path, monkeypatch):
+def test_the_file_of_a_run_that_failed_has_its_rounds_and_names_the_missing_cases(tmp_path, monkeypatch):
     def fail():
         if calls.append(1) or len(calls) == 3:
-            raise KeyboardInterrupt
+            raise RuntimeError("out of memory")
 
     calls = []
-    group = Group(setup=lambda: None, steps={"a": lambda _: step(run=fail)})
-    monkeypatch.setattr(training_steps, "groups", lambda quick: [group])
+    groups = [Group(setup=lambda: None, steps={name: lambda _: step(run=fail)}) for name in "ab"]
+    monkeypatch.setattr(training_steps, "groups", lambda quick: groups)
     out = tmp_path / "steps.json"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         training_steps.main(["--json", str(out)])
-    assert json.loads(out.read_text())["cases"]["a"]["images"] == 1
+    written = json.loads(out.read_text())
+    assert written["cases"]["a"]["images"] == 1
+    assert written["about"]["missing"] == ["a", "b"]
+    assert training_steps.main(["--json", str(out), "--quick"]) == 0
+    assert "missing" not in json.loads(out.read_text())["about"]
 
 
 def test_fixed_ratios_and_the_mix_are_compared_in_training_and_generation():

@@ -27,6 +27,7 @@ from diffusers.utils import BaseOutput
 from cat_fast.complexity import (
     Description,
     RatioThresholds,
+    Score,
     default_scorer,
     default_thresholds,
     describe_labels,
@@ -316,8 +317,13 @@ class CATPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
+        scores: Mapping[Description, Score] | None = None,
     ) -> list[SampleRequest]:
-        """Return the request of each image, to be drawn from seed + its index; see `__call__`."""
+        """Return the request of each image, to be drawn from seed + its index; see `__call__`.
+
+        Args:
+            scores: known scores of descriptions; the others are computed if the ratio depends on them.
+        """
         given = [prompts] if isinstance(prompts, str | int | Description) else prompts
         if mean_tokens is not None and not math.isfinite(mean_tokens):
             raise UserError(f"mean_tokens {mean_tokens}: expected a finite number of tokens per image")
@@ -332,7 +338,8 @@ class CATPipeline(DiffusionPipeline):
             self.resolution if height is None else height,
             self.resolution if width is None else width,
         )
-        ratios = self._ratios([description for _, description in resolved], ratio, mean_tokens, size)
+        descriptions = [description for _, description in resolved]
+        ratios = self._ratios(descriptions, ratio, mean_tokens, size, scores or {})
         return [
             self._request(label, description, f, seed + i, size)
             for i, ((label, description), f) in enumerate(zip(resolved, ratios, strict=True))
@@ -499,6 +506,7 @@ class CATPipeline(DiffusionPipeline):
         ratio: Literal["auto"] | int,
         mean_tokens: float | None,
         size: tuple[int, int],
+        known: Mapping[Description, Score],
     ) -> list[int]:
         served, patch = self.transformer.config.ratios, self.transformer.config.patch_size
         if not isinstance(ratio, str):
@@ -511,8 +519,10 @@ class CATPipeline(DiffusionPipeline):
                     f"expected ratio or mean_tokens, got ratio {ratio} and mean_tokens {mean_tokens:g}"
                 )
             return [ratio] * len(descriptions)
-        distinct = list(dict.fromkeys(descriptions))  # large runs draw many images of few classes
-        scores = dict(zip(distinct, require_scores(default_scorer(), distinct), strict=True))
+        # Large runs draw many images of few classes.
+        unknown = [description for description in dict.fromkeys(descriptions) if description not in known]
+        computed = require_scores(default_scorer(), unknown) if unknown else []
+        scores = {**known, **dict(zip(unknown, computed, strict=True))}
         preferred = [
             self._nearest(self.thresholds.ratio_of(scores[description])) for description in descriptions
         ]

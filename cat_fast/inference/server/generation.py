@@ -74,15 +74,21 @@ def plan(service: Service, body: GenerationBody) -> Planned:
             param="seed",
         )
     ratio = body.ratio if body.tokens is None else _ratio_within(service, body.tokens, size)
+    description = service.description_of(body.prompt)
+    (score,) = require_scores(default_scorer(), [description])
     try:
         samples = service.plan(
-            [body.prompt] * body.n, ratio=ratio, mean_tokens=body.mean_tokens, size=size, seed=seed
+            [body.prompt] * body.n,
+            ratio=ratio,
+            mean_tokens=body.mean_tokens,
+            size=size,
+            seed=seed,
+            scores={description: score},
         )
     except UserError as error:
         param = "prompt" if "none of the" in str(error) else given[0] if given else "size"
         code = "unknown_class" if param == "prompt" else "invalid_value"
         raise ApiError(400, str(error), code=code, param=param) from error
-    (score,) = require_scores(default_scorer(), [service.description_of(body.prompt)])
     scheduler: Any = body.scheduler or service.default_scheduler
     guidance = service.pipeline.default_guidance if body.guidance_scale is None else body.guidance_scale
     scales = guidance_scales(guidance, [sample.ratio for sample in samples])

@@ -4,13 +4,13 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from cat_fast.complexity import Description
+from cat_fast.complexity import Description, Score
 from cat_fast.errors import UserError, one_line
 from cat_fast.generator.sampling import SampleRequest
 from cat_fast.inference.engine.engine import PackedEngine
@@ -203,11 +203,18 @@ class Service:
         mean_tokens: float | None,
         size: tuple[int, int] | None,
         seed: int,
+        scores: Mapping[Description, Score],
     ) -> list[SampleRequest]:
         """Return the samples of prompts; see `CATPipeline.plan`."""
         width, height = size or (None, None)
         return self.pipeline.plan(
-            prompts, ratio=ratio, mean_tokens=mean_tokens, width=width, height=height, seed=seed
+            prompts,
+            ratio=ratio,
+            mean_tokens=mean_tokens,
+            width=width,
+            height=height,
+            seed=seed,
+            scores=scores,
         )
 
     def description_of(self, prompt: str) -> Description:

@@ -56,8 +56,9 @@ def case(clock, *, ours=(1.0,), theirs=(3.0,), ours_off_by=0.0, theirs_off_by=0.
 
 
 @pytest.fixture
-def run_program(tmp_path, capsys):
+def run_program(tmp_path, capsys, monkeypatch):
     """Exit code, what was printed and the JSON, or None, of a benchmark of these cases."""
+    monkeypatch.setattr(machine, "commit", lambda: "abc1234")
 
     def run(cases, *arguments):
         path = tmp_path / "results" / "toy.json"
@@ -343,13 +344,13 @@ def test_only_chooses_cases_and_an_empty_choice_is_refused(run_program):
 def test_an_interrupted_benchmark_resumes_with_missing_cases(run_program, monkeypatch):
     """--keep measures what FILE lacks or has wrong, or --only names; a file of another machine is refused."""
     cases = {"a.forward": toy(), "b.forward": toy(), "c.forward": toy()}
-    seen = []
-    program.run(cases, EFFORT, lambda results, about: seen.append(about.get("missing")))
-    assert seen == [["b.forward", "c.forward"], ["c.forward"], None]
-    run_program(cases, "--only", "b.")
+    _, _, alone = run_program(cases, "--only", "b.")
+    assert alone["about"]["missing"] == ["a.forward", "c.forward"]
     _, _, first = run_program({**cases, "a.forward": toy(ours_off_by=1.0)}, "--keep", "--only", "a.")
+    assert first["about"]["missing"] == ["c.forward"]
     code, printed, second = run_program(cases, "--keep")
     assert code == 0
+    assert "missing" not in second["about"]
     assert "b.forward" not in printed.out
     assert list(second["cases"]) == list(cases)
     assert second["cases"]["b.forward"] == first["cases"]["b.forward"]
@@ -358,6 +359,11 @@ def test_an_interrupted_benchmark_resumes_with_missing_cases(run_program, monkey
     _, _, third = run_program(cases, "--keep", "--only", "c.")
     assert third["cases"]["c.forward"] != second["cases"]["c.forward"]
     assert third["cases"]["a.forward"] == second["cases"]["a.forward"]
+    monkeypatch.setattr(machine, "commit", lambda: "abc1234+")
+    run_program(cases)
+    code, printed, _ = run_program(cases, "--keep")
+    assert code == 2
+    assert "was measured with uncommitted changes of abc1234+" in printed.err
     monkeypatch.setattr(harness, "QUICK", replace(harness.QUICK, max_pairs=2))
     monkeypatch.setattr(machine, "describe", lambda: {"cpu": "another", "commit": "0000000"})
     code, printed, _ = run_program(cases, "--keep")

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from cat_fast.complexity.scorers.accurate.scorer import AccurateScorer
 from cat_fast.inference.engine import EngineRequest
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.server import generation
@@ -60,6 +61,17 @@ def test_steps_and_guidance_default_to_those_of_the_pipeline(service):
     (request,) = generation.plan(service, GenerationBody(prompt="a red house")).requests
     assert request.num_inference_steps == service.pipeline.default_steps
     assert request.guidance_scale == service.pipeline.default_guidance
+
+
+def test_a_prompt_is_scored_once_for_ratio_and_queue(service, monkeypatch):
+    scored = []
+    score_many = AccurateScorer.score_many
+    monkeypatch.setattr(
+        AccurateScorer, "score_many", lambda self, given: scored.extend(given) or score_many(self, given)
+    )
+    planned = generation.plan(service, GenerationBody(prompt="a red house", n=3))
+    assert len(planned.requests) == 3
+    assert [description.caption for description in scored] == ["a red house"]
 
 
 def test_ratio_and_tokens(client):
