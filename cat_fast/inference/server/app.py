@@ -73,13 +73,13 @@ def create_app(service: Service) -> FastAPI:
         service.require_accepting()
         request.state.user = body.user
         planned = await asyncio.to_thread(generation.plan, service, body)
+        accept = partial(setattr, request.state, errors.ACCEPTED, True)
         if body.stream:
-            stream = generation.events(service, planned)
+            stream = generation.events(service, planned, accept)
             first = await anext(stream)  # refusals must precede the reply's status
-            setattr(request.state, errors.ACCEPTED, True)
             return StreamingResponse(_chain(first, stream), media_type="text/event-stream")
         handles = await asyncio.to_thread(generation.submit, service, planned)
-        setattr(request.state, errors.ACCEPTED, True)
+        accept()
         reply = asyncio.ensure_future(generation.reply(planned, handles))
         gone = asyncio.ensure_future(_disconnected(request))
         try:

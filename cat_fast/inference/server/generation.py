@@ -171,14 +171,21 @@ async def reply(planned: Planned, handles: list[RequestHandle]) -> dict[str, Any
     }
 
 
-async def events(service: Service, planned: Planned) -> AsyncIterator[str]:
-    """Yield server-sent events: previews, images, and an error if one occurs."""
+async def events(service: Service, planned: Planned, accept: Callable[[], None]) -> AsyncIterator[str]:
+    """Yield server-sent events: previews, images, and an error if one occurs.
+
+    Args:
+        service: the service that draws.
+        planned: images to draw.
+        accept: called once the images are queued.
+    """
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Any]]()
 
     def on_preview(index: int, preview: Preview) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, ("preview", (index, preview)))
 
     handles = await asyncio.to_thread(submit, service, planned, on_preview)
+    accept()
     waiting = [asyncio.ensure_future(_finished(i, handle, queue)) for i, handle in enumerate(handles)]
     try:
         for index, handle in enumerate(handles):

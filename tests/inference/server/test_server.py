@@ -134,6 +134,19 @@ def test_a_stream_is_queued_next_to_the_event_loop(client, monkeypatch):
     assert loops == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_after_images_were_queued_is_not_a_refusal(service, monkeypatch, stream):
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(generation, "event" if stream else "metrics", broken)
+    submitted, refusals = service.engine.statistics.submitted, dict(service.refusals)
+    client = TestClient(create_app(service), raise_server_exceptions=False)
+    assert client.post(GENERATIONS, json=BODY | {"stream": stream}).status_code == 500
+    assert service.engine.statistics.submitted == submitted + 1
+    assert dict(service.refusals) == refusals
+
+
 def test_steps_are_shown_until_the_engine_is_idle(client, service):
     client.post(GENERATIONS, json=BODY)
 
