@@ -153,9 +153,8 @@ def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[
     for job in jobs:
         state = states.get(job.name, {})
         if file := kept.get(job.name):
-            state = state if state.get("file") == file.name else {"state": FINISHED, "file": file.name}
-            arguments = {"arguments": arguments_of(read(file))}
-            states[job.name] = {**asdict(job), **state, **arguments, "kept": True}
+            known = state if state.get("file") == file.name else {}
+            states[job.name] = {**asdict(job), "state": FINISHED, **known, **_kept_state(file)}
             print(f"{job.name}: {_why_kept(file, about)}", flush=True)
         elif state.get("state") not in (FAILED, INTERRUPTED) or _arguments(state) != job.arguments:
             states[job.name] = {**asdict(job), "state": MISSING}
@@ -244,6 +243,14 @@ def _is_newest(path: Path) -> bool:
     return all(other.stat().st_mtime_ns <= path.stat().st_mtime_ns for other in others)
 
 
+def _kept_state(path: Path) -> dict[str, Any]:
+    """Return what the file of a kept result records about its run; files of older runs have no exit code."""
+    content = read(path)
+    code = content.get("about", {}).get("exit_code")
+    state = {} if code is None else {"state": MISSES if code else FINISHED, "exit_code": code}
+    return {**state, "arguments": arguments_of(content), "file": path.name, "kept": True}
+
+
 def _arguments(state: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(state.get("arguments", ()))
 
@@ -288,7 +295,8 @@ def _run(job: Job, out: Path, about: Mapping[str, Any], resumed: bool) -> dict[s
         described = content.get("about", {})
         if not described.get("missing"):
             state = MISSES if code else FINISHED
-            write_json(part, {**content, "about": {**described, "arguments": job.arguments}})
+            described |= {"arguments": job.arguments, "exit_code": code}
+            write_json(part, {**content, "about": described})
             part.rename(path)
     if state != FINISHED:
         print(f"{job.name}: {state}, exit code {code}; see {log}", flush=True)

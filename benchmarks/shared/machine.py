@@ -16,6 +16,8 @@ from cat_fast.cli.info import environment
 ROOT = Path(__file__).parents[2]
 DIRTY = "+"
 """Suffix of a commit with uncommitted changes."""
+RESULTS = "benchmarks/results"
+"""Committed results, which are deleted to be measured again: their changes do not count."""
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -35,7 +37,8 @@ def commit(root: Path = ROOT) -> str | None:
     found = _git(root, "rev-parse", "--short", "HEAD", "--show-prefix")
     if found is None or len(found.split()) != 1:  # a folder inside another repository has a prefix
         return None
-    return found.strip() + (DIRTY if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}")
+    return found.strip() + (DIRTY if changed else "")
 
 
 def is_dirty(revision: str | None) -> bool:

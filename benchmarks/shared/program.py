@@ -41,7 +41,8 @@ def main(
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="keep the results in FILE; measure only missing, wrong or failed ones, or those of --only",
+        help="keep the results in FILE, of this machine and commit without uncommitted changes; "
+        "measure only missing, wrong or failed ones, or those of --only",
     )
     given = parser.parse_args(arguments)
     if given.quick and quick_cases is not None:

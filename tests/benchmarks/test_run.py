@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import run
+from benchmarks.shared.committed import arguments_of, read
 from cat_fast.processes.signals import Interrupted
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +121,8 @@ def test_results_with_misses_are_kept(tmp_path, ran, capsys):
     assert states(tmp_path) == {"scaling_validation": run.MISSES, "startup": run.FAILED}
     assert len(list(tmp_path.glob("scaling_validation_test-1t_*.json"))) == 1
     ran.codes = {}
+    assert run.main(command) == 1
+    (tmp_path / run.RECORD).unlink()
     assert run.main(command) == 1
     assert names(ran)[2:] == ["startup"]
     assert states(tmp_path) == {"scaling_validation": run.MISSES, "startup": run.FINISHED}
@@ -293,3 +296,15 @@ sys.exit(run_command(lambda: _execute(command, Path({str(tmp_path / "log")!r})))
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(20) == 128 + signal.SIGTERM
     assert not (tmp_path / "temporary").exists()
+
+
+@pytest.mark.slow
+def test_claims_read_the_results_of_a_quick_suite(tmp_path):
+    command = ["--suite", "quick", "--only", "packing,claims", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.run", *command], cwd=ROOT, check=False)
+    logs = {path.name: path.read_text() for path in tmp_path.glob("*.log")}
+    assert done.returncode == 0, logs
+    assert states(tmp_path) == {"packing": run.FINISHED, "claims": run.FINISHED}
+    arguments = {path.name.split("_")[0]: arguments_of(read(path)) for path in tmp_path.glob("*_*.json")}
+    assert arguments == {"packing": ("--quick",), "claims": ()}
+    assert not list(tmp_path.glob("*.part"))

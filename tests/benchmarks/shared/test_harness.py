@@ -313,13 +313,18 @@ def test_the_commit_is_recorded_only_of_this_repository(tmp_path, monkeypatch):
 
     assert machine.commit.__wrapped__(tmp_path) is None
     (tmp_path / "inner").mkdir()
+    result = tmp_path / machine.RESULTS / "a.json"
+    result.parent.mkdir(parents=True)
+    result.write_text("1")
     (tmp_path / "file").write_text("1")
     git("init")
-    git("add", "file")
+    git("add", ".")
     git("commit", "-m", "first")
     clean = machine.commit.__wrapped__(tmp_path)
     assert clean.isalnum()
     assert machine.commit.__wrapped__(tmp_path / "inner") is None
+    result.unlink()
+    assert machine.commit.__wrapped__(tmp_path) == clean
     (tmp_path / "file").write_text("2")
     assert machine.commit.__wrapped__(tmp_path) == f"{clean}+"
 
