@@ -75,6 +75,9 @@ FIGURES = [
      "steps/cat_xl.mixed/predicted_ms/H100", 1),
     ("docs/training.md", "dominate | {} % | 0.9 % |", ".1f", "straggler", "per_rank.64.wait", 100),
     ("docs/training.md", "9.8 % | {} % |", ".1f", "straggler", "balanced.64.wait", 100),
+    ("docs/training.md", "ranks wait {} % of the time", ".1f", "straggler", "per_rank.64.jitter.wait", 100),
+    ("docs/training.md", "and {} % with `balanced`", ".1f", "straggler", "balanced.64.jitter.wait", 100),
+    ("docs/training.md", "all train at 16x wait {} %", ".1f", "straggler", "equal.64.jitter.wait", 100),
 ]  # fmt: skip
 
 
