@@ -3,8 +3,10 @@
 import errno
 import json
 import random
+import resource
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -285,6 +287,20 @@ def test_memory_beyond_that_of_the_machine_is_refused_instead_of_ending_the_proc
         rehearsed(Large(), settings(tmp_path))
     with memory_limit(2**31):
         assert torch.ones(2**28).numel() == 2**28
+
+
+def test_the_last_of_overlapping_limits_of_memory_restores_that_of_the_process():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    first, second = memory_limit(2**33), memory_limit(2**34)
+    with ExitStack() as later:
+        with ExitStack() as sooner:
+            sooner.enter_context(first)
+            smaller = resource.getrlimit(resource.RLIMIT_AS)[0]
+            later.enter_context(second)
+            assert resource.getrlimit(resource.RLIMIT_AS)[0] == smaller
+        assert smaller < resource.getrlimit(resource.RLIMIT_AS)[0]
+        assert resource.getrlimit(resource.RLIMIT_AS) != before
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_available_memory_is_that_of_the_container(tmp_path):

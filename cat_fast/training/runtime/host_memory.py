@@ -4,6 +4,7 @@ import ctypes
 import os
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,15 +59,46 @@ def memory_per_rank(world_size: int) -> int:
 
 @contextmanager
 def memory_limit(extra: int) -> Iterator[None]:
-    """Make allocations fail that let this process grow by more than `extra` bytes; `is_out_of_memory`."""
+    """Make allocations fail that let this process grow by more than `extra` bytes; `is_out_of_memory`.
+
+    Limits of several threads may overlap: the smallest one holds, and the last one to end restores that of
+    the process.
+    """
     if not sys.platform.startswith("linux"):
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limits = [psutil.Process().memory_info().vms + extra]
-    limits += [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    limit = psutil.Process().memory_info().vms + extra
+    _LIMITS.add(limit)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        _LIMITS.remove(limit)
+
+
+class _Limits:
+    """Limits of address space that are in force in this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active: list[int] = []
+        self._of_process = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+    def add(self, limit: int) -> None:
+        with self._lock:
+            if not self._active:
+                self._of_process = resource.getrlimit(resource.RLIMIT_AS)
+            self._active.append(limit)
+            self._apply()
+
+    def remove(self, limit: int) -> None:
+        with self._lock:
+            self._active.remove(limit)
+            self._apply()
+
+    def _apply(self) -> None:
+        soft, hard = self._of_process
+        finite = [limit for limit in (*self._active, soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(finite) if self._active else soft, hard))
+
+
+_LIMITS = _Limits()
