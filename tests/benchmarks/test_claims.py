@@ -167,7 +167,8 @@ def test_memory_of_training_is_that_of_states_and_images():
 
 
 @pytest.mark.parametrize("names", [("fixed_16x", "mix"), ()])
-def test_measured_steps_of_fixed_ratios_are_shown_where_they_exist(tmp_path, names):
+def test_measured_steps_of_fixed_ratios_are_shown_where_they_exist(tmp_path, names, monkeypatch):
+    monkeypatch.setattr("benchmarks.shared.committed.FOLDER", tmp_path / "none")
     case = {"rates": {"images": 4.0}, "peak_bytes": {"ours": 3 * 2**20}}
     content = {
         "about": {"cpu": {"processor": "AMD EPYC", "threads": 2}},
