@@ -1,4 +1,4 @@
-"""Host time of an operator's call: our registration against torch.library's, and the choice of a backend.
+"""Host time of an operator's call: our registration against torch's usual one, and the choice of a backend.
 
     python -m benchmarks.dispatch --json FILE [--quick]
 
@@ -29,7 +29,7 @@ from cat_fast.kernels.registration import Operator
 
 ROUNDS, CALLS = 31, 1000
 SIDES = ("usual", "ours", "usual again")
-"""`usual`: torch.library's registration; for the choice of a backend, a search of the table."""
+"""`usual`: torch's registration of custom operators; for the choice of a backend, a search of the table."""
 Run = Callable[[], object]
 
 

@@ -91,7 +91,7 @@ def transformer_activation_bytes(model: DiT, tokens: int, item: int = BF16, stre
     """Return the bytes that all blocks keep for the backward pass on one image, by formula.
 
     Both norms keep the residual stream and the branch, and the linear layers their inputs; attention keeps q,
-    k and v besides, and GELU its input.
+    k and v too, and GELU its input.
 
     Args:
         model: a diffusion transformer.

@@ -91,7 +91,7 @@ class Results:
                 reasons.append(str(error))
             else:
                 return name, content
-        raise UserError("; ".join(reasons) or f"there are no results of {model}, except of --quick")
+        raise UserError("; ".join(reasons) or f"there are only results of --quick of {model}, or none")
 
     def measured(self, model: str, key: str, **more: Any) -> Measured:
         """Return a figure of a benchmark, at keys separated by slashes; `more` are fields of `Measured`.

@@ -1,4 +1,4 @@
-"""The comparisons that a report begins with: how many times as fast, and the file that says so."""
+"""The comparisons that a report begins with: how many times as fast, and the result with the figure."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -128,7 +128,7 @@ REFUSALS = [
     ("model another", {}, body(model="another"), 404, "model_not_found", "model"),
     ("deadline_seconds 0", {}, body(deadline_seconds=0), 400, VALUE, "deadline_seconds"),
     ("prompt missing", {}, content(b'{"n": 1}', **JSON), 400, VALUE, "prompt"),
-    ("prompt that is no class", {"classes": True}, body(), 400, "unknown_class", "prompt"),
+    ("prompt that is not a class", {"classes": True}, body(), 400, "unknown_class", "prompt"),
     ("n above the queue", {"max_queue": 2}, body(n=3), 400, VALUE, "n"),
     ("not JSON", {}, content(b"{", **JSON), 400, "invalid_json", None),
     ("not text", {}, content(b"\xff\xfe", **JSON), 400, "invalid_json", None),
