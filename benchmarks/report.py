@@ -106,15 +106,17 @@ def results_in(folder: Path) -> dict[str, Result]:
     return found
 
 
-def compose(folder: Path, out: Path, plots: Mapping[str, str]) -> str:
+def compose(
+    results: Mapping[str, Result], jobs: Sequence[Mapping[str, Any]], out: Path, plots: Mapping[str, str]
+) -> str:
     """Return the report in Markdown.
 
     Args:
-        folder: folder of results.
+        results: newest result of each benchmark.
+        jobs: states of the benchmarks of a suite.
         out: folder of the report, to which links are relative.
         plots: file names of the plots by benchmark.
     """
-    results, jobs = results_in(folder), recorded(folder)
     text = ["# Benchmarks", _origins(results)]
     text += ["## In short", in_short(results, out)]
     text += ["## Machines", machines(results)]
@@ -279,11 +281,13 @@ def _link(path: Path, out: Path) -> str:
 def write(folder: Path, out: Path) -> Iterator[Path]:
     """Write the plots and the report, and yield each file."""
     plots = {}
-    for name, result in results_in(folder).items():
+    results, jobs = results_in(folder), recorded(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, result in results.items():
         if name in TABLES and (drawn := plot(result.content, name)):
             plots[name] = f"report_{name}.png"
             yield _written(out / plots[name], drawn)
-    text = compose(folder, out, plots)
+    text = compose(results, jobs, out, plots)
     yield _written(out / "report.html", as_html(text).encode())
     yield _written(out / "report.md", text.encode())
 
@@ -302,8 +306,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     out = given.out or given.folder
     try:
-        results_in(given.folder)
-        out.mkdir(parents=True, exist_ok=True)
         for path in write(given.folder, out):
             print(path)
     except (UserError, OSError) as error:

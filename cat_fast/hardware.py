@@ -88,6 +88,15 @@ def gpu_in_use() -> Gpu | None:
     return gpu_of(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else None
 
 
+def release_memory() -> None:
+    """Return the memory of freed tensors to the GPU; call it outside of the handler of an error.
+
+    The error holds the tensors of the failed call.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True for an allocation that failed on a CPU or GPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(

@@ -1,7 +1,7 @@
 """Simulation of the paper's two runs on a number of GPUs under a ZeRO stage."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -46,27 +46,19 @@ class Run:
     stages: Sequence[int] = (1, 2, 3)
 
 
+_TOKENIZER = Run(
+    name="tokenizer",
+    images=512,
+    steps=1_000_000,
+    sampler="per_rank",
+    min_images=1,
+    max_images=512,
+    loads_images=True,
+    stages=(1, 2),  # a GAN does not train under ZeRO 3
+)
 RUNS = (
-    Run(
-        name="tokenizer",
-        images=512,
-        steps=1_000_000,
-        sampler="per_rank",
-        min_images=1,
-        max_images=512,
-        loads_images=True,
-        stages=(1, 2),  # a GAN does not train under ZeRO 3
-    ),
-    Run(
-        name="tokenizer, balanced",
-        images=512,
-        steps=1_000_000,
-        sampler="balanced",
-        min_images=1,
-        max_images=512,
-        loads_images=True,
-        stages=(1, 2),
-    ),
+    _TOKENIZER,
+    replace(_TOKENIZER, name="tokenizer, balanced", sampler="balanced"),
     Run(
         name="transformer",
         images=1024,

@@ -10,7 +10,7 @@ import torch
 
 from cat_fast.errors import UserError
 from cat_fast.generator.sampling import SampleRequest
-from cat_fast.hardware import is_out_of_memory
+from cat_fast.hardware import is_out_of_memory, release_memory
 from cat_fast.inference.engine.cost import CostModel
 from cat_fast.inference.engine.handle import EngineOutput, Preview, RequestHandle
 from cat_fast.inference.engine.stages import Stages
@@ -139,8 +139,8 @@ class Decoding:
                 return
             images = None
         if images is None:  # not in the handler, whose error holds the tensors of the failed call
-            if memory and torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            if memory:
+                release_memory()
             half = len(batch) // 2
             self._decode(batch[:half])
             self._decode(batch[half:])

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import torch
 
 from cat_fast.errors import UserError
-from cat_fast.hardware import is_out_of_memory
+from cat_fast.hardware import is_out_of_memory, release_memory
 from cat_fast.inference.engine.admission import Admission, Checked, InFlight, check_room
 from cat_fast.inference.engine.cost import CostModel
 from cat_fast.inference.engine.decoding import Decoding
@@ -337,8 +337,8 @@ class PackedEngine:
             if len(entries) == 1:
                 entries[0].handle.fail(_explained(error, entries[0].rows) if memory else error)
                 return {}
-        if memory and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        if memory:
+            release_memory()
         half = len(entries) // 2
         return self._denoise(entries[:half]) | self._denoise(entries[half:])
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cat_fast.generator.sampling import SampleRequest, SamplingState
-from cat_fast.hardware import is_out_of_memory
+from cat_fast.hardware import is_out_of_memory, release_memory
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.engine.stages import Stages
 
@@ -117,8 +117,7 @@ def _same_bits_in_memory(stages: Stages, states: Sequence[SamplingState], limit:
             if not is_out_of_memory(error) or limit // 2 < longest:
                 raise
         limit //= 2
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 def _same_bits(stages: Stages, states: Sequence[SamplingState], max_tokens: int) -> bool:

@@ -81,8 +81,7 @@ def install(app: FastAPI) -> None:
     """Answer every exception of an application in OpenAI's shape."""
 
     def answer(request: Request, error: ApiError) -> JSONResponse:
-        if not getattr(request.state, ACCEPTED, False):
-            setattr(request.state, REFUSAL, error.code)
+        setattr(request.state, REFUSAL, error.code)
         return error.response()
 
     @app.exception_handler(ApiError)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from cat_fast.complexity import Description, Score, ScoringFailure, default_scorer, require_scores
+from cat_fast.complexity import Description, Score, default_scorer, require_scores
 from cat_fast.complexity.contributions import contributions
 from cat_fast.complexity.image_scorers.student.scorer import image_student
 from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
@@ -62,13 +62,9 @@ def complexity(service: Service, description: Description, *, explain: bool = Fa
 def image_complexity(service: Service, image: Image.Image) -> dict[str, Any]:
     """Return the same of an image without a description; the reasons are effects of its pixels' features."""
     scorer = image_student()
-    prepared = scorer.prepare(image)
-    (found,) = scorer.score_images([prepared])
-    if isinstance(found, ScoringFailure):
-        raise ApiError(400, f"image: {found.error}", code="invalid_image", param="image")
-    effects = _effects_in_words(scorer.contributions(prepared), "group of features")
-    score = replace(found.score, reasons=f"compared with an average image: {effects}")
-    return _result(service, score, found.description, scorer.name)
+    score, effects = scorer.explain(scorer.prepare(image))
+    reasons = f"compared with an average image: {_effects_in_words(effects, 'group of features')}"
+    return _result(service, replace(score, reasons=reasons), None, scorer.name)
 
 
 @torch.no_grad()

@@ -79,11 +79,10 @@ class Limits:
             scope["state"][REFUSAL] = error.code
             await error.response()(scope, receive, send_with_id)
         except Exception:  # answered outside of all middleware
-            if not scope["state"].get(ACCEPTED):
-                scope["state"][REFUSAL] = INTERNAL_ERROR
+            scope["state"][REFUSAL] = INTERNAL_ERROR
             raise
         finally:
-            code = scope["state"].get(REFUSAL)
+            code = None if scope["state"].get(ACCEPTED) else scope["state"].get(REFUSAL)
             if code is not None and scope["path"] == GENERATIONS:
                 self._refused(code)
             seconds = time.perf_counter() - begun

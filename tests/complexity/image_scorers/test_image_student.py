@@ -78,12 +78,14 @@ def test_contributions_are_effects_of_groups_of_features_on_the_score(photos: li
     assert sorted(i for group in low_level.GROUPS.values() for i in group) == [*range(low_level.COUNT)]
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     busy, plain = (
-        dict(student.contributions(student.prepare(image)))
+        dict(student.explain(student.prepare(image))[1])
         for image in (Image.fromarray(noise), Image.new("RGB", (64, 48), "navy"))
     )
     assert busy.keys() == plain.keys() == {"textures and parts", *low_level.GROUPS}
     assert plain["textures and parts"] < -0.05
-    effects = student.contributions(student.prepare(photos[0]))
+    score, effects = student.explain(student.prepare(photos[0]))
+    (scored,) = student.score_images([student.prepare(photos[0])])
+    assert scored.score == score
     magnitudes = [abs(effect) for _, effect in effects]
     assert magnitudes == sorted(magnitudes, reverse=True)
     assert 0.05 < magnitudes[0] < 8

@@ -86,10 +86,10 @@ class ImageStudent:
         """Score each prepared image, in order."""
         return [ImageScore(self._score(image_features.compute(image, self.trunk))) for image in images]
 
-    def contributions(self, image: Image.Image) -> list[tuple[str, float]]:
-        """Return (group of features, change of the expected score by it) pairs, largest magnitude first.
+    def explain(self, image: Image.Image) -> tuple[Score, list[tuple[str, float]]]:
+        """Return the score of an image, and the change of its expected score by each group of features.
 
-        A group's change is against its mean over the training images.
+        A group's change is against its mean over the training images; the largest magnitude is first.
 
         Args:
             image: from `prepare`.
@@ -104,7 +104,7 @@ class ImageStudent:
         rows = Features(np.stack([case.trunk for case in cases]), np.stack([case.low for case in cases]))
         expected, *others = self.calibration.expected(self.regression.predict(rows)).tolist()
         effects = [(name, expected - other) for name, other in zip(without, others, strict=True)]
-        return sorted(effects, key=lambda effect: -abs(effect[1]))
+        return self._score(found), sorted(effects, key=lambda effect: -abs(effect[1]))
 
     def _score(self, found: Features) -> Score:
         rows = Features(found.trunk[None], found.low[None])
