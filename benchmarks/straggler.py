@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cluster.model import slowest_of
 from benchmarks.shared import machine
 from cat_fast import console
 from cat_fast.config import fill, read_yaml
@@ -89,11 +90,8 @@ def simulate(
 
 def expected_wait(costs: CostTable, batch_size: int, ranks: int) -> float:
     """Return the waiting share of `per_rank`: 1 - E[cost] / E[maximum of `ranks` independent draws]."""
-    levels = sorted((step_cost(costs, f, batch_size), share) for f, share in MIX.items())
-    values = np.array([value for value, _ in levels])
-    cumulative = np.cumsum([share for _, share in levels])
-    slowest = np.diff(cumulative**ranks, prepend=0.0)
-    return float(1 - sum(value * share for value, share in levels) / (values * slowest).sum())
+    at_ratio = {f: step_cost(costs, f, batch_size) for f in MIX}
+    return 1 - slowest_of(at_ratio, MIX, 1) / slowest_of(at_ratio, MIX, ranks)
 
 
 def results(costs: CostTable, batch_size: int, steps: int) -> dict[str, dict[str, Any]]:

@@ -39,17 +39,6 @@ class Engine:
         return sum(self.tensors)
 
 
-@dataclass(frozen=True)
-class Activations:
-    """Peak bytes of a batch's tensors without gradients: base + per_image * images."""
-
-    base: float
-    per_image: float
-
-    def __call__(self, images: int) -> float:
-        return self.base + self.per_image * images
-
-
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """Costs of one rank on one GPU model, by ratio."""
@@ -61,7 +50,8 @@ class Work:
     """Operators of a batch, which the host launches one by one."""
     optimizer_seconds: float
     """Update of all parameters on one rank; ranks share it."""
-    activations: Mapping[int, Activations]
+    activations: Mapping[int, Cost]
+    """Peak bytes of a batch's tensors without gradients."""
     frozen_bytes: float = 0.0
     """Networks in the loss, and buffers."""
     source: str = "predicted from data sheets"
@@ -150,7 +140,7 @@ class _Counted:
     update: Sequence[Any]
     """Operators of the optimizers on one rank."""
     engines: Sequence[Engine]
-    activations: Mapping[int, Activations]
+    activations: Mapping[int, Cost]
     frozen_bytes: float
 
 
@@ -193,12 +183,12 @@ def _tokenizer() -> _Counted:
     )
 
 
-def _activations(workload: Workload, ratio: int) -> Activations:
+def _activations(workload: Workload, ratio: int) -> Cost:
     """Count the peak of a step's tensors without gradients, at two batch sizes."""
     without_gradients = Zero(stage=2, ranks=1 << 40, bucket_bytes=0)
     few, more = (max(trace(workload, ratio, count, without_gradients)) for count in COUNTED_IMAGES)
     slope = (more - few) / (COUNTED_IMAGES[1] - COUNTED_IMAGES[0])
-    return Activations(few - slope * COUNTED_IMAGES[0], slope)
+    return Cost(few - slope * COUNTED_IMAGES[0], slope)
 
 
 @cache
@@ -211,7 +201,7 @@ def _transformer() -> _Counted:
         calls={16: [call for call in step.calls if call.name != "adamw"]},
         update=[call for call in step.calls if call.name == "adamw"],
         engines=[Engine(name="transformer", tensors=[p.numel() for p in model.parameters()])],
-        activations={16: Activations(0.0, kept)},
+        activations={16: Cost(0.0, kept)},
         frozen_bytes=0.0,
     )
 

@@ -39,9 +39,9 @@ STEPS, PASSES = 250, 2
 """Denoising steps, and forward passes per step with classifier-free guidance."""
 
 
-def tokenizer_config(ratio: int | None) -> str:
-    """Return the configuration of a fixed ratio, or CAT's for None."""
-    return "cat_c16" if ratio is None else f"fixed_{ratio}x_c16"
+def tokenizer_config(ratio: int) -> str:
+    """Return the configuration of a fixed ratio."""
+    return f"fixed_{ratio}x_c16"
 
 
 def tokenizer_parameters(config: str) -> int:

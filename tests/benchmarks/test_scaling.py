@@ -36,7 +36,7 @@ WORK = work.Work(
     seconds={8: Cost(0.01, 0.2), 16: Cost(0.01, 0.12), 32: Cost(0.01, 0.1)},
     launches={8: 100, 16: 100, 32: 100},
     optimizer_seconds=0.064,
-    activations={ratio: work.Activations(1e9, slope) for ratio, slope in ((8, 4e9), (16, 3e9), (32, 2e9))},
+    activations={ratio: Cost(1e9, slope) for ratio, slope in ((8, 4e9), (16, 3e9), (32, 2e9))},
 )
 RUNS = {run.name: run for run in simulation.RUNS}
 
@@ -238,7 +238,7 @@ def test_the_transformer_takes_the_batches_of_its_configuration():
         seconds={16: Cost(0.0, 0.01)},
         launches={16: 10_000},
         optimizer_seconds=0.0,
-        activations={16: work.Activations(0.0, 1e8)},
+        activations={16: Cost(0.0, 1e8)},
     )
     row = simulate("transformer", 8, 1, costs=costs)
     assert (row["batch"], row["accumulation"]) == (64, 2)
@@ -259,7 +259,7 @@ def test_memory_adds_weights_optimizer_gradients_buckets_and_activations():
         seconds={16: Cost(0.0, 1.0)},
         launches={16: 1},
         optimizer_seconds=0.0,
-        activations={16: work.Activations(1e9, 2e9)},
+        activations={16: Cost(1e9, 2e9)},
         frozen_bytes=5e8,
     )
     counts, activations = {16: 2}, 5e9
@@ -278,7 +278,7 @@ def test_the_best_stage_is_the_fastest_that_fits_and_ties_are_marked():
         seconds={16: Cost(0.0, 0.01)},
         launches={16: 1},
         optimizer_seconds=0.0,
-        activations={16: work.Activations(0.0, 1e8)},
+        activations={16: Cost(0.0, 1e8)},
     )
     rows = [simulate("transformer", 64, stage, "H100", large) for stage in (1, 2, 3)]
     assert [row["fits"] for row in rows] == [False, False, True]
@@ -346,13 +346,6 @@ def test_a_measured_table_applies_to_its_gpu_only():
     found = work.measured_work(WORK, table(), "measured: t.json")
     assert found.source == "measured: t.json"
     assert found.batch_seconds(16, 1, 1.0) == pytest.approx(0.13)  # launches are in the measured time
-
-
-def test_the_loaders_rate_is_that_of_its_committed_results():
-    rate, source = scaling.loader_rate()
-    details = json.loads(committed("loader").read_text())["cases"]["workers_2"]["details"]
-    assert rate == details["images_per_second"] / 2
-    assert source.endswith(committed("loader").name)
 
 
 def test_the_committed_results_are_small_and_name_every_source():
