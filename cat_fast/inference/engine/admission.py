@@ -31,6 +31,8 @@ class InFlight:
     """The engine at the time of a decision."""
 
     entries: Sequence[Entry]
+    max_rows: int
+    """Present row budget of a step: lower than the engine's after a step ran out of memory."""
     decoding_seconds: float
     """Predicted seconds until the decoder is idle."""
     now: float
@@ -73,7 +75,6 @@ class Admission:
         cost: predicts the seconds of a step.
         statistics: corrects forecasts by those of recent requests.
         order: of service.
-        max_tokens: row budget of a step.
         coarser_after: see `PackedEngine`.
     """
 
@@ -82,11 +83,10 @@ class Admission:
         cost: CostModel,
         statistics: EngineStatistics,
         order: Order,
-        max_tokens: int,
         coarser_after: float | None,
     ) -> None:
         self._cost, self._statistics, self._order = cost, statistics, order
-        self._max_tokens, self.coarser_after = max_tokens, coarser_after
+        self.coarser_after = coarser_after
 
     def choose(self, group: Sequence[Checked], in_flight: InFlight) -> list[tuple[int, Forecast | None]]:
         """Return which variant of each request is drawn, and its forecast; None without calibration.
@@ -162,7 +162,7 @@ class Admission:
         seconds = finish_seconds(
             [one.work for one in ranked],
             [place[one.number] for one in candidates],
-            self._max_tokens,
+            in_flight.max_rows,
             self._cost.step_seconds,
             in_flight.decoding_seconds,
         )

@@ -87,7 +87,7 @@ class PackedEngine:
         self._rows_reduced_at = 0
         self._closing: Literal["drain", "stop"] | None = None
         self._thread: threading.Thread | None = None
-        self.admission = Admission(self.cost, self.statistics, self.order, max_tokens, coarser_after)
+        self.admission = Admission(self.cost, self.statistics, self.order, coarser_after)
         self._decoding = Decoding(self.stages, self.cost, self.statistics, clock)
 
     # submission
@@ -425,7 +425,10 @@ class PackedEngine:
 
     def _in_flight(self) -> InFlight:
         return InFlight(
-            entries=self._entries, decoding_seconds=self._decoding.backlog_seconds, now=self.clock()
+            entries=self._entries,
+            max_rows=self._rows_allowed,
+            decoding_seconds=self._decoding.backlog_seconds,
+            now=self.clock(),
         )
 
     def _drop_cancelled(self) -> None:

@@ -30,7 +30,7 @@ def finish_seconds(
     Args:
         ranked: in order of service.
         targets: indices in `ranked`.
-        max_rows: row budget of a step.
+        max_rows: row budget of a step; while a request exceeds it, the rows of that request.
         step_seconds: seconds of a step of this many FLOPs.
         decoding_backlog: seconds of decoding ahead of everything.
     """
@@ -40,7 +40,7 @@ def finish_seconds(
     elapsed, decoder_free = 0.0, decoding_backlog
     while any(target not in finished for target in targets):
         chosen: list[int] = []
-        free = max_rows
+        free = max(max_rows, *(ranked[i].rows for i in alive))
         for i in alive:
             if ranked[i].rows <= free:
                 chosen.append(i)

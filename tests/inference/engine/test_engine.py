@@ -312,7 +312,7 @@ def test_a_pass_that_fails_is_narrowed_down_to_the_request_at_fault(pipeline):
     assert [handle.status for handle in handles] == ["finished", "finished", "failed", "finished"]
 
 
-def test_out_of_memory_halves_the_batch_and_continues(pipeline):
+def test_out_of_memory_halves_the_batch_and_continues(pipeline, monkeypatch):
     class Small(Stages):
         limit, seen = 20, []
 
@@ -325,9 +325,13 @@ def test_out_of_memory_halves_the_batch_and_continues(pipeline):
 
     stages = Small(pipeline)
     engine = PackedEngine(pipeline, 100, stages=stages)
+    engine.cost.assume(1e9)
+    monkeypatch.setattr(engine.cost, "step_seconds", lambda flops: 1.0)
     handles = [engine.submit(request(16, seed=seed)) for seed in range(8)]
     big = engine.submit(request(8))
+    assert engine.predict_seconds(request(16, seed=8)) == 3 + 3, "after the steps of the others, which share"
     engine.step()
+    assert engine.predict_seconds(request(16, seed=8)) == 4 * 2 + 3, "two requests share a step from now on"
     first, stages.seen[:] = list(stages.seen), []
     engine.run()
     assert first[0] == 96

@@ -87,13 +87,14 @@ def test_the_forecast_equals_a_simulation_of_single_steps():
     rng = random.Random(2)
     for _ in range(100):
         works = [
-            Work(rng.randint(1, 9), rng.choice([1, 2, 5, 8]), rng.randint(1, 50), rng.random())
+            Work(rng.randint(1, 9), rng.choice([1, 2, 5, 8, 12]), rng.randint(1, 50), rng.random())
             for _ in range(6)
         ]
         elapsed, left = 0.0, [work.steps for work in works]
         free, finished = 0.0, {}
         while any(left):
-            room, flops, ended = 10, 0, []
+            room = max([10] + [work.rows for i, work in enumerate(works) if left[i]])
+            flops, ended = 0, []
             for i, work in enumerate(works):
                 if left[i] and work.rows <= room:
                     room, flops, left[i] = room - work.rows, flops + work.flops, left[i] - 1
