@@ -219,5 +219,5 @@ def test_steps_the_link_and_the_optimizer_are_measured(tmp_path):
         assert record["flops"] == pytest.approx(sum(map(size.batch_flops, draw)))
     assert set(fit_link(processes.measure_link()).costs) == set(processes.COLLECTIVES)
     assert all(seconds > 0 for seconds in processes.measure_optimizer().values())
-    with pytest.raises(RuntimeError, match="does not support training a GAN"):
+    with pytest.raises(RuntimeError, match="partitions weights that this task uses"):
         processes.step_seconds(tokenizer, tmp_path / "refused", 2, 3, 0)

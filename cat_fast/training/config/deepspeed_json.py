@@ -9,10 +9,10 @@ from typing import Any
 from cat_fast.errors import UserError
 
 ZERO_STAGES = (0, 1, 2, 3)
-GAN_ZERO_STAGES = (0, 1, 2)
-"""Stages that a run with two engines supports. Under stage 3 the discriminator's weights are partitioned, but
-the autoencoder's step calls the discriminator without its engine. A discriminator that is called twice in one
-step also gets wrong gradients without an error."""
+WHOLE_WEIGHT_STAGES = (0, 1, 2)
+"""Stages of tasks that use weights without DeepSpeed's engine, where stage 3 has partitioned them: in a GAN
+the autoencoder's step calls the discriminator, others evaluate their model. Under stage 3 a discriminator
+that is called twice in one step also gets wrong gradients without an error."""
 PRECISIONS = ("fp32", "bf16")
 
 _PRECISION_SECTIONS = ("fp16", "bf16", "torch_autocast")
@@ -53,9 +53,9 @@ def _check(config: dict[str, Any], path: str, stages: Collection[int]) -> None:
         raise UserError(f"deepspeed: {path}: expected ZeRO stage 0, 1, 2 or 3, got {stage}")
     if stage not in stages:
         raise UserError(
-            f"deepspeed: {path} sets ZeRO stage {stage}, which does not support training a GAN: the "
-            "autoencoder's step calls the discriminator without its engine, and stage 3 partitions its "
-            "weights. Use deepspeed/zero1.json or zero2.json; stage 3 is for the generator"
+            f"deepspeed: {path} sets ZeRO stage {stage}, which partitions weights that this task uses "
+            "without DeepSpeed's engine, such as a discriminator's. Use deepspeed/zero1.json or zero2.json; "
+            "stage 3 is for the generator"
         )
     for section in _PRECISION_SECTIONS:
         if config.get(section, {}).get("enabled"):

@@ -8,7 +8,7 @@ from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.dual_token.grid import SIDES, Grid, as_grid
 from cat_fast.errors import UserError
-from cat_fast.training.config.deepspeed_json import GAN_ZERO_STAGES
+from cat_fast.training.config.deepspeed_json import WHOLE_WEIGHT_STAGES
 from cat_fast.training.config.settings import ImageDataConfig, RunConfig, require
 
 ANY_RATIO = 8
@@ -44,7 +44,7 @@ class CodebookConfig:
 class GuideRun(RunConfig):
     """Settings of a training run of the guide, on crops of which each step uses one grid."""
 
-    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    zero_stages: ClassVar[tuple[int, ...]] = WHOLE_WEIGHT_STAGES
     checkpoints_gradients: ClassVar[bool] = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     grids: list[Any] = field(default_factory=lambda: list(SIDES))
@@ -128,7 +128,7 @@ class SemanticRun(RunConfig):
     fixed, and trains the codebook, the code decoder and the reverse Q-Former.
     """
 
-    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    zero_stages: ClassVar[tuple[int, ...]] = WHOLE_WEIGHT_STAGES
     checkpoints_gradients: ClassVar[bool] = False
     stage: str = "contrastive"
     """`contrastive` or `codes`."""
@@ -216,7 +216,7 @@ class LanguageDataConfig:
 class LanguageRun(RunConfig):
     """Settings of a training run of the language model over flat sequences."""
 
-    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    zero_stages: ClassVar[tuple[int, ...]] = WHOLE_WEIGHT_STAGES
     checkpoints_gradients: ClassVar[bool] = False
     data: LanguageDataConfig = field(default_factory=LanguageDataConfig)
 

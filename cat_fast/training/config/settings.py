@@ -22,8 +22,8 @@ from cat_fast.generator.diffusion import (
 from cat_fast.kernels.linear.op import SETTINGS
 from cat_fast.tokenizer.losses import LossConfig
 from cat_fast.training.config.deepspeed_json import (
-    GAN_ZERO_STAGES,
     PRECISIONS,
+    WHOLE_WEIGHT_STAGES,
     ZERO_STAGES,
     read_deepspeed_config,
 )
@@ -462,7 +462,7 @@ class DiscriminatorConfig:
 class TokenizerRun(RunConfig):
     """Settings of a training run of the nested VAE."""
 
-    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    zero_stages: ClassVar[tuple[int, ...]] = WHOLE_WEIGHT_STAGES
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     sampler: RatioSamplerConfig = field(default_factory=RatioSamplerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -631,7 +631,7 @@ class ProbeDataConfig:
 class ProbeRun(RunConfig):
     """Settings of a run that trains a linear classification head, on fixed features or with the encoder."""
 
-    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    zero_stages: ClassVar[tuple[int, ...]] = WHOLE_WEIGHT_STAGES
     checkpoints_gradients: ClassVar[bool] = False
     data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
     finetune: str = ""

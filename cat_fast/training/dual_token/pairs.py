@@ -1,7 +1,9 @@
 """Image-text pairs, from an index or from streams of shards."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -110,7 +112,11 @@ class IndexedPairs:
                 f"captions of {config.index}; lower it"
             )
         _pairs_per_rank(config, ranks)
-        self.identity = {"data.index": len(self.records)}
+        content = "\n".join(json.dumps([record.key, record.caption]) for record in self.records)
+        self.identity = {
+            "data.index": len(self.records),
+            "SHA-256 of the keys and captions of data.index": sha256(content.encode()).hexdigest(),
+        }
         self._crops = CropSettings(config.crop_size, config.min_crop)
 
     def batch(self, step: int) -> PairBatch:

@@ -14,6 +14,7 @@ from cat_fast.data.images.io import image_to_tensor, load_image
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.dual_token.semantic.model import SemanticModel
 from cat_fast.errors import UserError
+from cat_fast.training.checkpoints.initial_settings import require_same_settings
 from cat_fast.training.config.dual_token import PairDataConfig
 from cat_fast.training.config.runs import RUNS
 from cat_fast.training.dual_token.pairs import IndexedPairs, open_pairs, spread
@@ -193,6 +194,24 @@ def test_an_epoch_has_one_image_per_caption_and_they_take_turns(data, tmp_path):
     batches = [pairs.batch(step) for step in range(60)]  # one per epoch
     assert all(sorted(batch.captions) == ["common", "rare"] for batch in batches)
     assert len({key for batch in batches for key in batch.keys}) == 10
+
+
+def test_a_resumed_run_needs_the_same_captions(data, tmp_path):
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["path"] = str(data / row["path"])
+
+    def identity():
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return IndexedPairs(
+            PairDataConfig(index=str(tmp_path / "pairs.jsonl"), batch_size=2), 0, Ranks()
+        ).identity
+
+    before = identity()
+    require_same_settings(before, identity())
+    rows[3]["caption"] = "another"
+    with pytest.raises(UserError, match=r"captions of data\.index"):
+        require_same_settings(before, identity())
 
 
 def test_held_out_pairs_are_spread_over_the_index():
