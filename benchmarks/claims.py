@@ -24,12 +24,13 @@ from benchmarks import packing
 from benchmarks.bounds.data_sheets import read_sheets
 from benchmarks.bounds.steps import vae_step
 from benchmarks.efficiency import costs, scoring
-from benchmarks.efficiency.comparison import IMAGENET, TOKENIZER_IMAGES, coding_case, comparison
+from benchmarks.efficiency.comparison import TOKENIZER_IMAGES, coding_case, comparison
 from benchmarks.efficiency.rates import average_rate, mean_tokens, parse_mix, rate_range
 from benchmarks.efficiency.row import Measured, Results, Row, counted_cell, figure, measured_cell
 from benchmarks.shared.committed import machine_slug
 from benchmarks.shared.harness import rounded
-from benchmarks.shared.image_flops import FLOP_MIXES, PUBLISHED, count_preset
+from benchmarks.shared.image_flops import PUBLISHED, count_preset
+from benchmarks.shared.mixes import IMAGENET, SHARES
 from cat_fast import console
 from cat_fast.config import read_yaml
 from cat_fast.data.files import atomic_write, require_writable
@@ -47,7 +48,7 @@ def token_rows() -> list[Row]:
             claim="mean tokens in training, ImageNet-512",
             unit="tokens per image",
             published=197.44,
-            counted=mean_tokens({8: 0.04, 16: 0.49, 32: 0.47}),
+            counted=mean_tokens(SHARES["197"]),
             explanation="No mix is published; 4/49/47 is the nearest one in percent.",
         ),
         Row(
@@ -71,7 +72,7 @@ def token_rows() -> list[Row]:
             published=-18,
             counted=100 * (mean_tokens(IMAGENET) / 256 - 1),
             explanation="29.32² latent positions against 32² are 16 % fewer; 18 % is LLaVA's mix 2/65/33, "
-            f"{100 * (1 - mean_tokens({8: 0.02, 16: 0.65, 32: 0.33}) / 256):.1f} %.",
+            f"{100 * (1 - mean_tokens(SHARES['208']) / 256):.1f} %.",
         ),
     ]
     return tokens + rate_rows()
@@ -130,7 +131,7 @@ def flop_rows(counts: Mapping[str, Any], results: Results) -> list[Row]:
         ),
         *(
             Row(
-                claim=f"FLOPs of generation against fixed 16x, {mean_tokens(_by_ratio(name)):.0f} tokens",
+                claim=f"FLOPs of generation against fixed 16x, {mean_tokens(SHARES[name]):.0f} tokens",
                 unit="ratio",
                 published=0.82,
                 counted=counts[name]["total"],
@@ -171,10 +172,6 @@ def count_transformer() -> dict[str, Any]:
     arguments = {"in_channels": 16, **read_yaml(ROOT / "configs/generator/cat_xl.yaml")["model"]}
     arguments.pop("ratios", None)
     return count_preset(arguments)
-
-
-def _by_ratio(name: str) -> dict[int, float]:
-    return {{1024: 8, 256: 16, 64: 32}[length]: share for length, share in FLOP_MIXES[name].items()}
 
 
 def tokenizer_rows(results: Results) -> list[Row]:

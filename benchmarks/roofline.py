@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.bounds.data_sheets import FILE, Assumptions, DataSheet, name_of, read_sheets
 from benchmarks.bounds.kernels import MIX, Work, works
-from benchmarks.shared.committed import committed
+from benchmarks.shared import committed
 from benchmarks.shared.harness import rounded
 from benchmarks.static.report import read_kernels
 from cat_fast import console
@@ -125,17 +125,14 @@ def compiled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(worst.values())
 
 
-def add_measured(report: dict[str, Any], content: Any, source: str) -> None:
+def add_measured(report: dict[str, Any], content: Mapping[str, Any], source: str) -> None:
     """Add measured milliseconds and the fraction of the bound to the rows of a report, in place.
 
     Raises:
-        UserError: the file is of another benchmark or a dry run, its GPU has no data sheet, or it has no
-            figure of a row.
+        UserError: the file is of another benchmark, its GPU has no data sheet, or it has no figure of a row.
     """
-    if not (isinstance(content, Mapping) and isinstance(content.get("blocks"), Mapping)):
+    if not isinstance(content.get("blocks"), Mapping):
         raise UserError(f"{source}: expected the gpu_check.json of python -m benchmarks.gpu_check")
-    if content.get("dry", False):
-        raise UserError(f"{source}: figures of a dry run are not measurements; run the check on a GPU")
     gpu = str(content.get("machine", {}).get("gpu", ""))
     sheets, _ = read_sheets()
     name = name_of(gpu, sheets)
@@ -175,7 +172,7 @@ def _measured(row: Mapping[str, Any], name: str, milliseconds: float) -> dict[st
 def build() -> dict[str, Any]:
     """Return the complete report without measured figures."""
     sheets, assumed = read_sheets()
-    static = committed("gpu_static")
+    static = committed.committed("gpu_static")
     return {
         "about": {
             "benchmark": "roofline",
@@ -280,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for path in filter(None, (given.json, given.markdown)):
             require_writable(path)
-        content = _read(given.measured) if given.measured else None
+        content = committed.read(given.measured) if given.measured else None
         report = build()
         if content is not None:
             add_measured(report, content, str(given.measured))
@@ -296,15 +293,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with atomic_write(given.markdown) as part:
             part.write_text(text, encoding="utf-8")
     return 0
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--measured {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"--measured {path}: it is not valid JSON ({error})") from error
 
 
 if __name__ == "__main__":

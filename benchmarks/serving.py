@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.shared import machine
+from benchmarks.shared.mixes import IMAGENET
 from benchmarks.shared.program import why_not_resumed
 from benchmarks.shared.serving_baselines import (
     Clock,
@@ -79,7 +80,9 @@ class Mix:
 
 MIXES = {
     "cat": Mix(
-        grids={(8, 16): 0.06, (16, 8): 0.49, (32, 4): 0.45}, steps=(5, 10, 25, 50), guidance=(1.0, 1.5, 4.0)
+        grids={(ratio, RESOLUTION // 2 // ratio): share for ratio, share in IMAGENET.items()},
+        steps=(5, 10, 25, 50),
+        guidance=(1.0, 1.5, 4.0),
     ),
     # shares and steps of vLLM-Omni's Dataset C; tokens 1 : 2.25 : 4 : 9
     "dataset_c": Mix(

@@ -29,8 +29,6 @@ class DataSheet:
     tf32_flops: float
     bytes_per_second: float
     memory_bytes: float
-    nvlink_bytes_per_second: float
-    """Sum of both directions."""
     source: str
 
     def matrix_flops(self, dtype: str) -> float:

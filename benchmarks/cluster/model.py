@@ -71,21 +71,6 @@ class Failures:
         }
 
 
-def simulate_failures(failures: Failures, hours: float, seed: int = 0) -> float:
-    """Return the hours that a run of `hours` of progress takes, with failures drawn from an exponential."""
-    rng = np.random.default_rng(seed)
-    cycle = failures.interval_seconds + failures.checkpoint_seconds
-    needed, elapsed = hours * 3600, 0.0
-    while needed > 0:
-        time = rng.exponential(3600 * failures.hours_between)
-        whole = needed / failures.interval_seconds * cycle
-        if time >= whole:
-            return (elapsed + whole) / 3600
-        needed -= int(time // cycle) * failures.interval_seconds
-        elapsed += time + failures.restart_seconds
-    return elapsed / 3600
-
-
 def waiting_for_data(images: float, compute: float, rate: float) -> float:
     """Return the seconds per step beyond computing that loading `images` at a rate takes."""
     return max(0.0, images / rate - compute)

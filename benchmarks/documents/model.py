@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.documents import tables
+from benchmarks.shared.mixes import IMAGENET
 from cat_fast import NestedAutoencoderKL
 from cat_fast.config import fill, read_yaml
 from cat_fast.models.build import build_model
@@ -20,8 +21,6 @@ from cat_fast.training.config.settings import TokenizerRun
 
 DOCUMENT = tables.ROOT / "docs/models.md"
 PUBLISHED = json.loads((tables.ROOT / "tests/tokenizer/published.json").read_text(encoding="utf-8"))
-IMAGENET_MIX = {8: 0.06, 16: 0.49, 32: 0.45}
-"""Shares of the ratios on ImageNet with the paper's thresholds."""
 READINGS = {"heads_of_1": "heads of one dimension", "one_head": "one head"}
 
 
@@ -142,7 +141,7 @@ def describe(name: str, published_parameters: int, published_gmac: float | None)
         model = build_model(NestedAutoencoderKL, config.model)
     parameters = sum(p.numel() for p in model.parameters())
     gmac = {ratio: multiply_accumulates(model, ratio) / 1e9 for ratio in model.ratios}
-    mean = gmac[model.ratios[0]] if len(gmac) == 1 else weighted(gmac, IMAGENET_MIX)
+    mean = gmac[model.ratios[0]] if len(gmac) == 1 else weighted(gmac, IMAGENET)
     return (
         f"`{name}`",
         f"{parameters / 1e6:.2f}",

@@ -19,9 +19,8 @@ from benchmarks.bounds.steps import (
 from benchmarks.efficiency import costs
 from benchmarks.efficiency.row import Results, figure
 from benchmarks.shared.committed import machine_slug
+from benchmarks.shared.mixes import IMAGENET
 
-IMAGENET = {8: 0.06, 16: 0.49, 32: 0.45}
-"""Shares of the ratios on ImageNet with the paper's thresholds."""
 GPUS = ("A100", "H100")
 TOKENIZER_IMAGES, TOKENS = 8, 16_384
 """Images of a rank's step of the tokenizer, and tokens of a rank's step of the transformer."""

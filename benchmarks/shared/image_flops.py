@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared.mixes import MIXES
+from benchmarks.shared.mixes import SHARES, TOKENS
 from cat_fast.config import read_yaml
 from cat_fast.training.metrics.flops import DiTFlops
 
 CONFIGS = Path(__file__).parents[2] / "configs/generator"
 FIXED = 256
 """Tokens per image of 512 px at 16x."""
-FLOP_MIXES: Mapping[str, Mapping[int, float]] = {**MIXES, "208": {1024: 0.02, 256: 0.65, 64: 0.33}}
-"""Mixes of which FLOPs are counted: those of the benchmark, and the mix of ImageNet by LLaVA's scores."""
 UNIT = "FLOPs of the forward and backward pass, 2 per multiply-accumulate"
 PUBLISHED = {
     "flops_relative_to_fixed16": {
@@ -72,9 +70,9 @@ def count_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
     fixed = flops.sequence_flops(FIXED)
     total = sum(fixed.values())
     found: dict[str, Any] = {"unit": UNIT, "fixed16": fixed}
-    for name, mix in FLOP_MIXES.items():
+    for name, shares in SHARES.items():
         mean = {
-            part: sum(share * flops.sequence_flops(length)[part] for length, share in mix.items())
+            part: sum(share * flops.sequence_flops(TOKENS[ratio])[part] for ratio, share in shares.items())
             for part in fixed
         }
         found[name] = {
@@ -91,7 +89,7 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for preset, by_mix in found.items():
         alike.setdefault(repr(by_mix), []).append(preset)
     for presets in alike.values():
-        for mix in FLOP_MIXES:
+        for mix in SHARES:
             one = found[presets[0]][mix]
             yield (
                 f"{', '.join(presets)}; mix {mix}: {one['total']:.3f} of the FLOPs of an image at fixed 16x "

@@ -10,12 +10,22 @@ from cat_fast.packing import packer
 from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ranks import Ranks
 
-MIXES: Mapping[str, Mapping[int, float]] = {
-    "252": {1024: 0.10, 256: 0.48, 64: 0.42},
-    "216": {1024: 0.06, 256: 0.49, 64: 0.45},
-    "197": {1024: 0.04, 256: 0.49, 64: 0.47},
+TOKENS = {8: 1024, 16: 256, 32: 64}
+"""Of a 512 px image by ratio."""
+SHARES: Mapping[str, Mapping[int, float]] = {
+    "252": {8: 0.10, 16: 0.48, 32: 0.42},
+    "216": {8: 0.06, 16: 0.49, 32: 0.45},
+    "197": {8: 0.04, 16: 0.49, 32: 0.47},
+    "208": {8: 0.02, 16: 0.65, 32: 0.33},
 }
-"""Lengths and shares of the paper's 512 px images at 8x, 16x and 32x, by mean length."""
+"""The paper's shares of the ratios, by mean tokens: 208 by LLaVA's scores, and 197 in training, of which only
+the mean is published (197.44)."""
+IMAGENET = SHARES["216"]
+"""On ImageNet with the paper's thresholds."""
+MIXES: Mapping[str, Mapping[int, float]] = {
+    name: {TOKENS[ratio]: share for ratio, share in SHARES[name].items()} for name in ("252", "216", "197")
+}
+"""Shares by length, of the mixes that are packed."""
 UNIFORM = dict.fromkeys(range(16, 1025), 1.0)
 MAX_TOKENS = 16_384
 """The paper's budget per GPU: 4 x 4096."""

@@ -7,11 +7,11 @@ import pytest
 from benchmarks import claims, packing
 from benchmarks.bounds.data_sheets import read_sheets
 from benchmarks.efficiency import comparison, costs
-from benchmarks.efficiency.comparison import IMAGENET
 from benchmarks.efficiency.rates import average_rate, mean_tokens, parse_mix, rate_range
 from benchmarks.efficiency.row import Results, counted_cell, measured_cell
 from benchmarks.efficiency.scoring import second_rows, share_rows
 from benchmarks.shared.committed import committed
+from benchmarks.shared.mixes import IMAGENET
 from cat_fast.errors import UserError
 from cat_fast.training.tokenizer.live_bytes import LiveBytes
 

@@ -16,7 +16,6 @@ from benchmarks.cluster import links, simulation, work, zero
 from benchmarks.cluster.model import (
     Failures,
     communicate,
-    simulate_failures,
     slowest_of,
     waiting_for_data,
 )
@@ -176,6 +175,21 @@ def test_the_slowest_of_many_ranks_is_at_the_most_expensive_ratio():
     assert slowest_of(costs, shares, 1) == pytest.approx(1.1)
     assert slowest_of(costs, shares, 2) == pytest.approx(2 - 0.81)
     assert slowest_of(costs, shares, 1024) == pytest.approx(2)
+
+
+def simulate_failures(failures: Failures, hours: float, seed: int = 0) -> float:
+    """Return the hours that a run takes whose failures are drawn from an exponential distribution."""
+    rng = np.random.default_rng(seed)
+    cycle = failures.interval_seconds + failures.checkpoint_seconds
+    needed, elapsed = hours * 3600, 0.0
+    while needed > 0:
+        time = rng.exponential(3600 * failures.hours_between)
+        whole = needed / failures.interval_seconds * cycle
+        if time >= whole:
+            return (elapsed + whole) / 3600
+        needed -= int(time // cycle) * failures.interval_seconds
+        elapsed += time + failures.restart_seconds
+    return elapsed / 3600
 
 
 def test_failures_cost_half_an_interval_and_a_restart():
