@@ -6,15 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import serving
-from benchmarks.serving import BASELINES, MIXES, draw_requests, goals, poisson
-from benchmarks.shared.serving_baselines import (
-    Clock,
-    DeficitRoundRobin,
-    DynamicBatching,
-    FifoStepBatching,
-    Job,
-    run,
-)
+from benchmarks.schedules.arrivals import MIXES, draw_requests, poisson
+from benchmarks.schedules.clock import Clock
+from benchmarks.schedules.goals import BASELINES, goals
+from benchmarks.schedules.policies import DeficitRoundRobin, DynamicBatching, FifoStepBatching, Job
+from benchmarks.schedules.serve import run
 from cat_fast.generator import SampleRequest
 from cat_fast.inference.engine import EngineRequest
 

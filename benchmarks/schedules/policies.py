@@ -1,15 +1,10 @@
-"""Schedulers of step batching that `benchmarks.serving` compares the engine with.
-
-They run on the engine's own stages (model, kernels, dtype, text path, decoder) and never pad.
-"""
+"""Schedulers of step batching that the engine is compared with; they never pad."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cat_fast.inference.engine.request import EngineRequest
-from cat_fast.inference.engine.stages import Stages
 
 
 @dataclass(eq=False)
@@ -159,82 +154,3 @@ class DeficitRoundRobin:
 
     def wake(self, now: float) -> float | None:
         return None
-
-
-def run(
-    policy: Policy, stages: Stages, arrivals: Sequence[tuple[float, EngineRequest]], clock: "Clock"
-) -> tuple[list[Job], dict[str, float]]:
-    """Serve requests with a policy until all are done; return their jobs and the totals of the steps."""
-    waiting = deque(Job(request, time) for time, request in arrivals)
-    jobs: list[Job] = list(waiting)
-    step, rows, budget = 0, 0, 0
-    while any(job.finished is None for job in jobs):
-        while waiting and waiting[0].arrived <= clock.now():
-            job = waiting.popleft()
-            job.last_step = step
-            policy.arrive(job)
-        chosen = list(policy.choose(clock.now()))
-        if not chosen:
-            events = [policy.wake(clock.now()), waiting[0].arrived if waiting else None]
-            clock.advance_to(min(event for event in events if event is not None))
-            continue
-        step += 1
-        rows += sum(job.rows for job in chosen)
-        budget += policy.max_rows
-        with clock.running():
-            for job in chosen:
-                job.state = job.state or stages.prepare(job.request)
-            predictions = stages.denoise_step([job.state for job in chosen])
-            for job, prediction in zip(chosen, predictions, strict=True):
-                stages.scheduler_step(job.state, prediction)
-                job.steps_done += 1
-        for job in jobs[: len(jobs) - len(waiting)]:  # others have arrived during the step
-            if job.finished is None:
-                job.longest_wait = max(job.longest_wait, step - job.last_step - (job in chosen))
-        for job in chosen:
-            job.last_step = step
-        done = [job for job in chosen if job.steps_done == job.request.num_inference_steps]
-        with clock.running():
-            for job in done:  # each ends with its own image, as in the engine
-                stages.decode([stages.latent(job.state)], job.request.sample.ratio)
-                job.finished, job.state = clock.now(), None
-    return jobs, {"steps": step, "fill": rows / budget if budget else 0.0}
-
-
-class Clock:
-    """Time of a run: measured while stages run, skipped while there is nothing to do.
-
-    Args:
-        measure: returns the real time; None for a simulation, whose stages call `advance`.
-    """
-
-    def __init__(self, measure: Callable[[], float] | None) -> None:
-        self._measure = measure
-        self._now = 0.0
-        self._since: float | None = None
-
-    def now(self) -> float:
-        if self._measure is not None and self._since is not None:
-            return self._now + self._measure() - self._since
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        """Let simulated time pass."""
-        self._now += seconds
-
-    def advance_to(self, time: float) -> None:
-        """Skip to an event."""
-        self._now = max(self._now, time)
-
-    def running(self) -> "Clock":
-        return self
-
-    def __enter__(self) -> "Clock":
-        if self._measure is not None:
-            self._since = self._measure()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._measure is not None and self._since is not None:
-            self._now += self._measure() - self._since
-            self._since = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.shared.serving_baselines import Clock
+from benchmarks.schedules.clock import Clock
 from cat_fast.generator.flops import forward_flops
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.engine.stages import Stages

@@ -1,0 +1,1 @@
+"""Schedules of serving: the engine, three baselines, their tuning and the goals."""
