@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +23,15 @@ from torch import Tensor
 
 from benchmarks.shared import harness, program
 from benchmarks.shared.breakdown import breakdown
+from benchmarks.shared.configs import tokenizer_run
 from benchmarks.shared.steps import count_flops
 from benchmarks.shared.stock_autoencoder import StockAutoencoder
 from cat_fast import NestedAutoencoderKL
-from cat_fast.config import read_yaml
 from cat_fast.generator.flops import META
 from cat_fast.hardware import run_device_type
 from cat_fast.processes.signals import run_command
 
 DEVICE = run_device_type()
-CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
 READINGS = {"heads512": 1, "heads1": 512}
 """Head dimension of the mid blocks' attention."""
 RATIOS = (8, 16, 32)
@@ -70,7 +68,7 @@ class Work:
 def build(head_dim: int, ratio: int) -> NestedAutoencoderKL:
     """Return our model of one ratio, with random weights."""
     torch.manual_seed(0)
-    arguments = read_yaml(CONFIG)["model"] | {"ratios": [ratio], "mid_block_attention_head_dim": head_dim}
+    arguments = tokenizer_run("cat_c16").model | {"ratios": [ratio], "mid_block_attention_head_dim": head_dim}
     return NestedAutoencoderKL(**arguments).to(DEVICE).eval()
 
 

@@ -18,7 +18,6 @@ from typing import Any
 from benchmarks.shared import simple_program
 from cat_fast.processes.signals import run_command
 
-CONFIGS = Path(__file__).parents[1] / "configs/tokenizer"
 WIDER = "model.block_out_channels=[64,128,192,256,512,512]"
 SIZES: Mapping[str, tuple[str, ...]] = {"nano": (), "nano, wider": (WIDER,)}
 """Overrides of configs/tokenizer/nano.yaml."""
@@ -43,11 +42,11 @@ def measure(quick: bool) -> dict[str, Any]:
 
 def save_and_load(overrides: Sequence[str], ranks: Any) -> tuple[float, float, int]:
     """Return the seconds of saving and loading a run's state, and its bytes."""
-    from cat_fast.training.config.load import load_run
+    from benchmarks.shared.configs import tokenizer_run
     from cat_fast.training.tasks import make_task
 
     with tempfile.TemporaryDirectory() as folder:
-        config = load_run(str(CONFIGS / "nano.yaml"), [f"output_dir={folder}/run", *overrides])
+        config = tokenizer_run("nano", [f"output_dir={folder}/run", *overrides])
         saved = Path(folder) / "checkpoint"
         saved.mkdir()
         task = make_task(config, ranks)

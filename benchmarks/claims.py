@@ -28,11 +28,11 @@ from benchmarks.efficiency.comparison import TOKENIZER_IMAGES, coding_case, comp
 from benchmarks.efficiency.rates import average_rate, mean_tokens, parse_mix, rate_range
 from benchmarks.efficiency.row import Measured, Results, Row, counted_cell, figure, measured_cell
 from benchmarks.shared.committed import machine_slug
+from benchmarks.shared.configs import generator_run
 from benchmarks.shared.harness import rounded
 from benchmarks.shared.image_flops import PUBLISHED, count_preset
 from benchmarks.shared.mixes import IMAGENET, SHARES
 from cat_fast import console
-from cat_fast.config import read_yaml
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
@@ -169,7 +169,7 @@ def packed_step(mix: str, results: Results) -> Measured:
 
 def count_transformer() -> dict[str, Any]:
     """Count the FLOPs of cat_xl per image, by mix of ratios."""
-    arguments = {"in_channels": 16, **read_yaml(ROOT / "configs/generator/cat_xl.yaml")["model"]}
+    arguments = {"in_channels": 16, **generator_run("cat_xl").model}
     arguments.pop("ratios", None)
     return count_preset(arguments)
 

@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from benchmarks.shared import machine
+from benchmarks.shared.configs import tokenizer_run
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.image_batch import ImageBatch
@@ -42,8 +43,6 @@ from cat_fast.evaluation.metrics import perceptual_distances, psnr, ssim
 from cat_fast.evaluation.proxy import as_bytes
 from cat_fast.processes.signals import run_command
 from cat_fast.tokenizer.perceptual import LPIPS
-from cat_fast.training.config.load import load_run
-from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.metrics.held_out_evaluation import HeldOutEvaluation
 from cat_fast.training.metrics.reconstruction_grid import GridImages
 from cat_fast.training.tokenizer.synthetic_step import Workload
@@ -55,7 +54,6 @@ BOUNDS = {
     "metrics": {"cpu_seconds_per_image": 1.0},  # convolutions share two cores: 0.5 s
     "training": {"share": 0.05},
 }
-TRAINING = Path(__file__).parents[1] / "configs/tokenizer/nano_corpus.yaml"
 STEPS = 12
 """Timed training steps per ratio."""
 
@@ -129,8 +127,7 @@ def metrics(scale: int) -> dict[str, Any]:
 
 def training(scale: int) -> dict[str, Any]:
     """Evaluate random images as a run does, and take its training steps, weighted by the shares of ratios."""
-    config = load_run(str(TRAINING), [])
-    assert isinstance(config, TokenizerRun)
+    config = tokenizer_run("nano_corpus")
     count = config.evaluation.images // scale
     workload = Workload(config, "cpu")
     pixels = torch.randint(

@@ -20,13 +20,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.bounds.steps import CONFIGS, transformer
+from benchmarks.bounds.steps import transformer
 from benchmarks.shared import simple_program
+from benchmarks.shared.configs import tokenizer_run
 from benchmarks.shared.host_device import NoSynchronization
 from cat_fast.models.build import build_model
 from cat_fast.processes.signals import run_command
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.training.config.load import load_run
 from cat_fast.training.config.settings import GuardConfig
 from cat_fast.training.health.nan_guard import StepGuard
 from cat_fast.training.runtime.ema import EMA
@@ -42,7 +42,7 @@ def shapes(run: str) -> list[torch.Size]:
         model: nn.Module = transformer(name)
     else:
         with FakeTensorMode():
-            model = build_model(NestedAutoencoderKL, load_run(str(CONFIGS / f"{run}.yaml"), []).model)
+            model = build_model(NestedAutoencoderKL, tokenizer_run(name).model)
     return [parameter.shape for parameter in model.parameters()]
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.nano.intervals import mean_with_interval, paired_difference
 from benchmarks.shared import machine
+from benchmarks.shared.configs import CONFIGS, generator_run
 from benchmarks.shared.harness import rounded
 from cat_fast.data.files import write_json
 from cat_fast.data.latents.dataset import LatentDataset
@@ -33,10 +34,8 @@ from cat_fast.generator.diffusion import Schedule, load_schedule
 from cat_fast.generator.dit import DiT
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.packing import PackedSequence
-from cat_fast.training.config.load import load_run
-from cat_fast.training.config.settings import GeneratorRun
 
-CONFIG = Path(__file__).parents[1] / "configs/generator/nano_corpus.yaml"
+CONFIG = CONFIGS / "generator/nano_corpus.yaml"
 DIFFUSION = {"loss.timestep_draw": "uniform", "loss.noise_shift_tokens": "0"}
 VARIANTS: Mapping[str, Mapping[str, str]] = {
     "as configured": {},
@@ -98,8 +97,7 @@ def compare(latents: Path, out: Path, steps: int, only: Sequence[str]) -> dict[s
 
     The differences are those to the configured one.
     """
-    config = load_run(str(CONFIG), [f"data.latents={latents}", "data.tokenizer="])
-    assert isinstance(config, GeneratorRun)
+    config = generator_run("nano_corpus", [f"data.latents={latents}", "data.tokenizer="])
     encoder = TextEncoder(config.text_encoder)
     errors: dict[str, dict[int, dict[float, list[float]]]] = {}
     for name in [BASE, *(name for name in VARIANTS if name in only and name != BASE)]:

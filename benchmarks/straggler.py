@@ -27,8 +27,9 @@ import numpy as np
 
 from benchmarks.cluster.model import slowest_of
 from benchmarks.shared import machine
+from benchmarks.shared.configs import tokenizer_run
+from benchmarks.shared.mixes import SHARES
 from cat_fast import console
-from cat_fast.config import fill, read_yaml
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.sampling.balanced_plan import BalancedPlan
 from cat_fast.data.sampling.cost_table import CostTable
@@ -36,8 +37,7 @@ from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
 
-CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
-MIX = {8: 0.10, 16: 0.48, 32: 0.42}
+MIX = SHARES["252"]
 BATCH_SIZE = 8
 """Images per rank, as in the paper."""
 WORLD_SIZES = (8, 64, 1024)
@@ -113,11 +113,10 @@ def results(costs: CostTable, batch_size: int, steps: int) -> dict[str, dict[str
 
 def measure_costs(quick: bool) -> CostTable:
     """Measure the paper's configuration with smaller images on this machine."""
-    from cat_fast.training.config.settings import TokenizerRun
     from cat_fast.training.tokenizer.measure_cost import measure, num_timed_steps
 
     side, batches, repeats = (64, (1, 4), 2) if quick else (64, (4, 8, 12), 5)
-    config = fill(TokenizerRun, read_yaml(CONFIG), [f"data.image_size={side}"])
+    config = tokenizer_run("cat_c16", [f"data.image_size={side}"])
     with console.progress("steps") as bar:
         task = bar.add_task("measuring", total=num_timed_steps(config, batches, repeats))
         return measure(

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,13 +27,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.bounds.data_sheets import Assumptions, DataSheet
 from benchmarks.bounds.kernels import flash_head_dim
 from benchmarks.bounds.trace import Call, Trace, require_operators
+from benchmarks.shared.configs import generator_run, tokenizer_run
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
-from cat_fast.training.config.load import load_run
-from cat_fast.training.config.settings import GeneratorRun, TokenizerRun
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 META = torch.device("meta")
 BF16, FP32 = 2, 4
 OPTIMIZER_BYTES = 24
@@ -120,10 +117,8 @@ def dit_step(
 
 def transformer(config: str, changes: Mapping[str, Any] | None = None) -> DiT:
     """Return the transformer of a file in configs/generator on the meta device, for 16 latent channels."""
-    run = load_run(str(CONFIGS / f"generator/{config}.yaml"), [])
-    assert isinstance(run, GeneratorRun)
     with META:
-        return build_model(DiT, {"in_channels": 16, **run.model, **(changes or {})})
+        return build_model(DiT, {"in_channels": 16, **generator_run(config).model, **(changes or {})})
 
 
 def transformer_calls(model: DiT, lengths: Sequence[int], *, backward: bool) -> list[Call]:
@@ -225,8 +220,7 @@ class _VaeCount:
 
 @cache
 def _count_vae(config: str, ratio: int, images: int, overrides: tuple[str, ...]) -> _VaeCount:
-    run = load_run(str(CONFIGS / f"tokenizer/{config}.yaml"), list(overrides))
-    assert isinstance(run, TokenizerRun)
+    run = tokenizer_run(config, overrides)
     linear = {name: lambda *_, **__: 0 for name in ("scalar_attention", "scalar_attention_backward")}
     half = run.precision == "bf16"
     with FakeTensorMode():

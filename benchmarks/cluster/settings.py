@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from benchmarks.shared.configs import CONFIGS
 from cat_fast.config import read_yaml
 from cat_fast.data.sampling.step_plan import PerRankPlan
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SKIPPED_STEPS = 3
 """First steps, which also set up."""
 RATIOS = (8, 16, 32)

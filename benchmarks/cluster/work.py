@@ -6,15 +6,14 @@ from functools import cache
 from typing import Any
 
 from benchmarks.bounds.data_sheets import Assumptions, DataSheet, name_of, read_sheets
-from benchmarks.bounds.steps import CONFIGS, dit_step, predicted_seconds, transformer, vae_step
+from benchmarks.bounds.steps import dit_step, predicted_seconds, transformer, vae_step
 from benchmarks.cluster.zero import BUCKET, FP32, resident_elements
 from benchmarks.efficiency.costs import transformer_activation_bytes
 from benchmarks.packing import compose_lengths
+from benchmarks.shared.configs import tokenizer_run
 from benchmarks.shared.mixes import MAX_TOKENS, MIXES
 from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.errors import UserError
-from cat_fast.training.config.load import load_run
-from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.tokenizer.predict_memory import Zero, trace
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
@@ -116,7 +115,7 @@ def measured_on(table: CostTable, gpus: Collection[str], source: str) -> str:
     about = table.require(list(RATIOS)).about
     if table.unit != "seconds":
         raise UserError(f"{source}: expected costs in seconds, got {table.unit}")
-    run = _tokenizer_run()
+    run = tokenizer_run(TOKENIZER)
     for key, expected in (("device", "cuda"), ("side", run.data.image_size), ("precision", run.precision)):
         if about.get(key) != expected:
             raise UserError(
@@ -165,7 +164,7 @@ def _tokenizer() -> _Counted:
     images = 8
     steps = {ratio: vae_step(f"vae_{ratio}", TOKENIZER, ratio, images, 1) for ratio in RATIOS}
     with FakeTensorMode():
-        workload = Workload(_tokenizer_run(), "cpu")
+        workload = Workload(tokenizer_run(TOKENIZER), "cpu")
         tensors = [[p.numel() for p in parameters] for parameters in workload.trained.values()]
         engines = [
             Engine(name=name, tensors=sizes)
@@ -204,10 +203,3 @@ def _transformer() -> _Counted:
         activations={16: Cost(0.0, kept)},
         frozen_bytes=0.0,
     )
-
-
-@cache
-def _tokenizer_run() -> TokenizerRun:
-    run = load_run(str(CONFIGS / f"tokenizer/{TOKENIZER}.yaml"), [])
-    assert isinstance(run, TokenizerRun)
-    return run

@@ -12,11 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.documents import tables
-from cat_fast.config import fill, read_yaml
+from benchmarks.shared.configs import generator_run
 from cat_fast.generator import DiT
 from cat_fast.generator.flops import predict_on_meta, split_flops
 from cat_fast.models.build import build_model
-from cat_fast.training.config.settings import GeneratorRun
 from cat_fast.training.metrics.flops import token_count
 
 DOCUMENT = tables.ROOT / "docs/generator.md"
@@ -102,7 +101,7 @@ def relative_work(model: DiT, shares: list[float]) -> float:
 
 
 def built(name: str, **changes: Any) -> DiT:
-    config = fill(GeneratorRun, read_yaml(tables.ROOT / f"configs/generator/{name}.yaml"), [])
+    config = generator_run(name)
     with torch.device("meta"):
         return build_model(DiT, config.model | changes)
 

@@ -13,11 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.documents import tables
+from benchmarks.shared.configs import tokenizer_run
 from benchmarks.shared.mixes import IMAGENET
 from cat_fast import NestedAutoencoderKL
-from cat_fast.config import fill, read_yaml
 from cat_fast.models.build import build_model
-from cat_fast.training.config.settings import TokenizerRun
 
 DOCUMENT = tables.ROOT / "docs/models.md"
 PUBLISHED = json.loads((tables.ROOT / "tests/tokenizer/published.json").read_text(encoding="utf-8"))
@@ -136,7 +135,7 @@ def breakdown(results: Mapping[str, Any]) -> str:
 
 def describe(name: str, published_parameters: int, published_gmac: float | None) -> Sequence[str]:
     """Return a configuration's row: parameters, and multiply-accumulates of one 512 px image, both ways."""
-    config = fill(TokenizerRun, read_yaml(tables.ROOT / f"configs/tokenizer/{name}.yaml"), [])
+    config = tokenizer_run(name)
     with torch.device("meta"):
         model = build_model(NestedAutoencoderKL, config.model)
     parameters = sum(p.numel() for p in model.parameters())

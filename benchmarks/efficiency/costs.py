@@ -17,18 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.bounds.data_sheets import DataSheet
 from benchmarks.bounds.steps import (
     BF16,
-    CONFIGS,
     FP32,
     META,
     transformer,
     transformer_calls,
 )
 from benchmarks.bounds.trace import Call, Trace, require_operators
+from benchmarks.shared.configs import tokenizer_run
 from cat_fast import NestedAutoencoderKL
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
-from cat_fast.training.config.load import load_run
-from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.tokenizer.live_bytes import LiveBytes
 from cat_fast.training.tokenizer.predict_memory import Zero
 from cat_fast.training.tokenizer.predict_memory import trace as trace_memory
@@ -81,10 +79,8 @@ def coding(config: str, ratio: int, half: bool = False) -> dict[str, dict[str, A
 @cache
 def training_memory(config: str, ratio: int, images: int) -> int:
     """Return the peak bytes of a training step's tensors, without weights and optimizer states."""
-    run = load_run(str(CONFIGS / f"tokenizer/{config}.yaml"), [])
-    assert isinstance(run, TokenizerRun)
     with FakeTensorMode():
-        return max(trace_memory(Workload(run, "cpu"), ratio, images))
+        return max(trace_memory(Workload(tokenizer_run(config), "cpu"), ratio, images))
 
 
 def transformer_activation_bytes(model: DiT, tokens: int, item: int = BF16, stream: int = FP32) -> int:
@@ -181,6 +177,4 @@ def _tokenizer(config: str) -> NestedAutoencoderKL:
 
 def tokenizer_arguments(config: str) -> dict[str, Any]:
     """Return the arguments of a tokenizer's model."""
-    run = load_run(str(CONFIGS / f"tokenizer/{config}.yaml"), [])
-    assert isinstance(run, TokenizerRun)
-    return dict(run.model)
+    return dict(tokenizer_run(config).model)

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from benchmarks import packing
 from benchmarks.bounds.trace import Trace
 from benchmarks.gate.allocations import peak_bytes
-from benchmarks.shared.image_flops import CONFIGS
+from benchmarks.shared.configs import generator_run
 from benchmarks.shared.mixes import MIXES, UNIFORM, measure_packer
 from cat_fast import NestedAutoencoderKL
-from cat_fast.config import read_yaml
 from cat_fast.training.metrics.flops import DiTFlops
 
 Figures = dict[str, float]
@@ -30,7 +29,7 @@ VAE = {
 
 def transformer_flops() -> Figures:
     """Return the FLOPs of training two blocks of the paper's transformer on one image of each ratio."""
-    arguments = {"in_channels": 16, **read_yaml(CONFIGS / "cat_xl.yaml")["model"], "depth": 2}
+    arguments = {"in_channels": 16, **generator_run("cat_xl").model, "depth": 2}
     flops = DiTFlops(arguments)
     return {
         f"flops.cat_xl_2_blocks.{part}.{ratio}x": float(value)

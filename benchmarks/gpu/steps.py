@@ -18,11 +18,11 @@ from benchmarks.gpu.blocks import VAE_STEPS
 from benchmarks.gpu.body import Context
 from benchmarks.gpu.record import read_entries
 from benchmarks.gpu.sampling import count_launches, sampling_steps
-from benchmarks.gpu.workloads import CONFIGS, dit, packed_batch
+from benchmarks.gpu.workloads import dit, packed_batch
+from benchmarks.shared.configs import tokenizer_run
 from cat_fast.generator.diffusion import diffusion_loss, make_schedule
 from cat_fast.generator.flops import META, SequenceFlops
 from cat_fast.hardware import gpu_in_use, run_device_type
-from cat_fast.training.config.load import load_run
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.engine import in_precision
 
@@ -182,10 +182,7 @@ def _vae_steps(context: Context, device: torch.device) -> None:
             for what in ("milliseconds", "peak_bytes"):
                 context.record.skipped(f"{name}.{what}", str(error))
         return
-    config = load_run(
-        str(CONFIGS / "tokenizer/cat_c16.yaml"), TOY if context.dry else ["discriminator.pretrained="]
-    )
-    assert isinstance(config, TokenizerRun)
+    config = tokenizer_run("cat_c16", TOY if context.dry else ["discriminator.pretrained="])
     images = 2 if context.dry else VAE_IMAGES
     failed: list[str] = []
     for name in VAE_STEPS:

@@ -1,17 +1,15 @@
 """Models and batches of the paper's sizes, and toy ones for a CPU."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from cat_fast.config import read_yaml
+from benchmarks.shared.configs import generator_run
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
 from cat_fast.packing import PackedSequence
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TOY_DIT = {"in_channels": 4, "hidden_size": 64, "depth": 2, "num_heads": 2, "num_classes": 3}
 GRIDS = {4: (2, 2), 16: (4, 4), 64: (8, 8), 256: (16, 16), 1024: (32, 32)}
 
@@ -20,7 +18,7 @@ def dit(device: torch.device, *, large: bool, **changes: Any) -> DiT:
     """Return cat_xl's transformer, or a toy one, with random weights in every layer."""
     arguments: dict[str, Any] = dict(TOY_DIT)
     if large:
-        arguments = {"in_channels": 16, **read_yaml(CONFIGS / "generator/cat_xl.yaml")["model"]}
+        arguments = {"in_channels": 16, **generator_run("cat_xl").model}
     torch.manual_seed(0)
     with device:
         model = build_model(DiT, arguments | changes)

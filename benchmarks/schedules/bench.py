@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from benchmarks.schedules.arrivals import MIXES, RESOLUTION
 from benchmarks.schedules.clock import Clock
 from benchmarks.schedules.simulated_stages import SimulatedStages
-from cat_fast.config import read_yaml
+from benchmarks.shared.configs import tokenizer_run
 from cat_fast.generator import DiT, SampleRequest, paper_schedule
 from cat_fast.generator.flops import forward_flops
 from cat_fast.inference import CATPipeline
@@ -23,7 +22,6 @@ from cat_fast.inference.engine.stages import Stages
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SATURATED_ROWS = 1000
 """Rows at which the simulated hardware saturates; the CPU saturates at fewer."""
 SIMULATED_RATE = 1e14
@@ -62,7 +60,7 @@ class Bench:
 def untrained_pipeline() -> CATPipeline:
     """Return DiT-S and the nano tokenizer at 256 px, with random weights."""
     torch.manual_seed(0)
-    tokenizer = build_model(NestedAutoencoderKL, read_yaml(CONFIGS / "tokenizer/nano_corpus.yaml")["model"])
+    tokenizer = build_model(NestedAutoencoderKL, tokenizer_run("nano_corpus").model)
     arguments = {"in_channels": 16, "hidden_size": 384, "depth": 12, "num_heads": 6, "position_frame": 16}
     transformer = DiT(**arguments)
     with torch.no_grad():

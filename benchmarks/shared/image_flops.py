@@ -4,14 +4,13 @@ A multiply-accumulate is two FLOPs.
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from benchmarks.shared.configs import CONFIGS
 from benchmarks.shared.mixes import SHARES, TOKENS
 from cat_fast.config import read_yaml
 from cat_fast.training.metrics.flops import DiTFlops
 
-CONFIGS = Path(__file__).parents[2] / "configs/generator"
 FIXED = 256
 """Tokens per image of 512 px at 16x."""
 UNIT = "FLOPs of the forward and backward pass, 2 per multiply-accumulate"
@@ -49,7 +48,7 @@ def count_presets() -> dict[str, dict[str, Any]]:
     """Return `count_preset` of every file in configs/generator; ratios do not matter, texts are empty."""
     found: dict[str, dict[str, Any]] = {}
     counted: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in sorted((CONFIGS / "generator").glob("*.yaml")):
         values = read_yaml(path)
         arguments = values["model"]
         arguments.pop("ratios", None)

@@ -3,26 +3,22 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import packing
+from benchmarks.shared.configs import generator_run, tokenizer_run
 from cat_fast import NestedAutoencoderKL
-from cat_fast.config import read_yaml
 from cat_fast.generator import SampleRequest, make_schedule
 from cat_fast.generator.flops import META, forward_flops
 from cat_fast.generator.sampling import denoise_step, draw_noise, prepare, scheduler_step
 from cat_fast.generator.solvers import set_steps
 from cat_fast.models.build import build_model
-from cat_fast.training.config.load import load_run
-from cat_fast.training.config.settings import GeneratorRun, TokenizerRun
 from cat_fast.training.metrics.flops import DiTFlops, TokenizerFlops, token_count
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 DEVICE = packing.DEVICE
 PRECISION = "bf16" if packing.AUTOCAST else "fp32"
 SIDE = 512
@@ -45,9 +41,7 @@ class TokenizerTraining:
     """Training steps of a configuration in configs/tokenizer."""
 
     def __init__(self, config: str, overrides: Sequence[str] = ()) -> None:
-        run = load_run(str(CONFIGS / f"tokenizer/{config}.yaml"), list(overrides))
-        assert isinstance(run, TokenizerRun)
-        self.config = run
+        run = self.config = tokenizer_run(config, overrides)
         torch.manual_seed(0)
         self.workload = Workload(run, DEVICE)
         allocate_states(self.workload.optimizers.values())
@@ -156,15 +150,13 @@ class Generation:
 
 def transformer_arguments(config: str) -> dict[str, Any]:
     """Return the arguments of a transformer that takes latents of every ratio."""
-    run = load_run(str(CONFIGS / f"generator/{config}.yaml"), [])
-    assert isinstance(run, GeneratorRun)
-    arguments = {"in_channels": 16, **run.model, "class_dropout_prob": 0.0}
+    arguments = {"in_channels": 16, **generator_run(config).model, "class_dropout_prob": 0.0}
     arguments.pop("ratios", None)
     return arguments
 
 
 def cat_tokenizer() -> NestedAutoencoderKL:
-    return build_model(NestedAutoencoderKL, read_yaml(CONFIGS / "tokenizer/cat_c16.yaml")["model"]).eval()
+    return build_model(NestedAutoencoderKL, tokenizer_run("cat_c16").model).eval()
 
 
 def count_flops(run: Callable[[], object]) -> int:
