@@ -10,10 +10,9 @@ Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`) and r
 Results of this machine in DIR are kept if they were measured with the same arguments, or with none; delete a
 file to measure again. Claims are kept while they are newer than all other results. An interrupted benchmark
 resumes with its missing cases where it can: on the same machine, at the same commit without local changes.
-`run.json` in DIR lists commands, seconds
-and states, also of earlier calls. --plan runs nothing and prints a table of minutes: those of DIR where it
-has results, else estimates; with --only, the suite can then be run in parts.
-`python -m benchmarks.report DIR` makes the report.
+`run.json` in DIR lists commands, seconds and states, also of earlier calls. --plan runs nothing and prints a
+table of minutes: those of DIR where it has results, else estimates; with --only, the suite can then be run in
+parts. `python -m benchmarks.report DIR` makes the report.
 
 No suite has the benchmarks that need models or data (evaluation, serving_load, scorers, detectors,
 dual_token, nano_*), that train models (attention_readings), or that check a rented GPU within minutes

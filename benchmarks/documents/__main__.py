@@ -9,7 +9,7 @@ from importlib import import_module
 
 NAMES = (
     "complexity", "dual", "efficiency", "evaluation", "generator", "image", "kernel", "linear", "model",
-    "ratio", "scorer", "serving",
+    "ratio", "readme", "scorer", "serving",
 )  # fmt: skip
 
 

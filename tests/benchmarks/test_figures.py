@@ -15,16 +15,6 @@ NORM = "group_norm_silu.1x64x512x512_channels_last.forward"
 SMALL_NORM = "group_norm_silu.1x256x128x128_channels_last"
 FIGURES = [
     # document, text with {}, format, benchmark, key, factor
-    ("README.md", "{} times as fast as padding", ".0f", "kernels", f"{VARLEN}.ratio_vs_padded", 1),
-    ("README.md", "padding and {} times as fast as a loop", ".1f", "kernels", f"{VARLEN}.ratio_vs_loop", 1),
-    (
-        "README.md",
-        "one dimension {} times as fast as torch's at 1024 positions",
-        ".0f",
-        "kernels",
-        "scalar_attention.512x1024.forward.ratio_vs_sdpa",
-        1,
-    ),
     ("kernels/varlen_attention/README.md", "reach {} GFLOP/s forward", ".0f", "kernels",
      f"cases/{VARLEN}/work/gflops_per_second", 1),
     ("kernels/group_norm_silu/README.md", "201 MB at {} GB/s", ".0f", "kernels",
