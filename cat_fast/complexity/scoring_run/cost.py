@@ -38,7 +38,7 @@ CONFLICTS = (
     "One table of the paper gives 1.63 to 1.84 s per image for captioning and scoring on an H100, another"
     " about 50 ms for the same step: a factor of 33 or more.",
     "The authors answer that scoring costs < 1 % of the total compute over 1 M steps. By their own figures,"
-    " 380 M images at 1.63 s are 172,000 H100-hours, against about 4,000 to 8,000 A100-hours for the"
+    " 380 M images at 1.63 s are 172,000 H100-hours, against about 2,400 to 5,900 A100-hours for the"
     " arithmetic of the tokenizer's training.",
 )
 
