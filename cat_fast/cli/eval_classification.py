@@ -19,6 +19,7 @@ from cat_fast.errors import UserError
 if TYPE_CHECKING:
     from cat_fast.evaluation.classification.sets import LabelledSet
     from cat_fast.evaluation.tokenizers.columns import Column
+    from cat_fast.evaluation.tokenizers.protocol import NestedTokenizer
 
 RESULT = "classification.json"
 WARM_UP_EPOCHS = 2
@@ -227,9 +228,8 @@ class _Work:
                 )
         rows = []
         for head, width in (("flattened", self._width(column)), ("pooled", self._channels(column))):
-            overrides = [f"finetune={tokenizer.source}", f"pooled={'true' if head == 'pooled' else 'false'}"]
             facts = {"tokenizer": tokenizer.record()}
-            rows.append(self._head(column.name, head, folder, width, facts, "finetune", overrides))
+            rows.append(self._head(column.name, head, folder, width, facts, tokenizer))
         return rows
 
     def _features(
@@ -267,10 +267,13 @@ class _Work:
         arrays: Path,
         width: int,
         facts: dict[str, Any],
-        config: str = "linear",
-        overrides: list[str] | None = None,
+        finetune: "NestedTokenizer | None" = None,
     ) -> dict[str, Any]:
-        """Train one head, unless it has been trained, and return its row."""
+        """Train one head, unless it has been trained, and return its row.
+
+        Args:
+            finetune: tokenizer whose encoder is trained with the head; None for a head on features.
+        """
         from cat_fast.data.folder_settings import claim_folder
         from cat_fast.evaluation.classification.arrays import read_arrays
         from cat_fast.evaluation.classification.summary import row
@@ -278,12 +281,17 @@ class _Work:
         from cat_fast.training.loop import EXPORT
         from cat_fast.training.probe.task import PREDICTIONS
 
-        label = f"{name}, {head}"
+        config, label = "finetune" if finetune else "linear", f"{name}, {head}"
         run = self.out / "runs" / _slug(f"{config} {label}")
         steps_per_epoch = -(-len(read_arrays(arrays / "train")) // 64)
         total = self.epochs * steps_per_epoch
         sources = {split: read_arrays(arrays / split).record["source"] for split in ("train", "test")}
-        claim_folder(run / "probe.json", sources | {"steps": total, "seed": self.seed}, "a probe")
+        settings = sources | {"steps": total, "seed": self.seed}
+        overrides: list[str] = []
+        if finetune:  # the images do not identify it, as the features of its encoder do
+            settings["tokenizer"] = finetune.model.fingerprint()
+            overrides = [f"finetune={finetune.source}", f"pooled={str(head == 'pooled').lower()}"]
+        claim_folder(run / "probe.json", settings, "a probe")
         if (run / EXPORT / PREDICTIONS).is_file():
             return row(name, head, run / EXPORT / PREDICTIONS, arrays / "test", width, facts)
         task = self.bars.add_task(f"train {label}", total=total)
@@ -297,7 +305,7 @@ class _Work:
                     f"seed={self.seed}",
                     f"schedule.total_steps={total}",
                     f"schedule.warmup_steps={min(WARM_UP_EPOCHS, self.epochs) * steps_per_epoch}",
-                    *(overrides or ()),
+                    *overrides,
                 ],
                 run_folder=run,
                 log=self.out / "logs" / f"{run.name}.log",

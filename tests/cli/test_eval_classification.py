@@ -84,12 +84,22 @@ def test_linear_probes(digits, tmp_path, fast_launch):
 
 
 def test_fine_tuning(digits, tmp_path, fast_launch):
-    found = run(digits, tmp_path, "--ratios", "16", "--epochs", "1", "--task", "finetune")
+    options = ("--ratios", "16", "--epochs", "1", "--task", "finetune")
+    found = run(digits, tmp_path / "out", *options)
     assert found.exit_code == 0, found.output
     assert [config for config, _ in fast_launch] == ["finetune.yaml"] * 2
-    result = json.loads((tmp_path / "classification.json").read_text())
+    assert [overrides[-1] for _, overrides in fast_launch] == ["pooled=false", "pooled=true"]
+    result = json.loads((tmp_path / "out" / "classification.json").read_text())
     assert [row["head"] for row in result["rows"]] == ["flattened", "pooled"]
     assert result["task"] == "finetune"
+    again = run(digits, tmp_path / "out", *options, "--json")
+    assert len(fast_launch) == 2, "finished heads are not trained again"
+    assert json.loads(again.stdout)["rows"] == result["rows"]
+    tiny_tokenizer(seed=1).save_pretrained(tmp_path / "other")
+    other = run(digits, tmp_path / "out", *options, "--tokenizer", str(tmp_path / "other"))
+    assert other.exit_code == 2
+    assert "other settings (tokenizer: " in " ".join(other.stderr.split())
+    assert len(fast_launch) == 2
 
 
 @pytest.mark.parametrize(
