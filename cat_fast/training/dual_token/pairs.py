@@ -1,7 +1,7 @@
 """Image-text pairs, from an index or from streams of shards."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -112,10 +112,10 @@ class IndexedPairs:
                 f"captions of {config.index}; lower it"
             )
         _pairs_per_rank(config, ranks)
-        content = "\n".join(json.dumps([record.key, record.caption]) for record in self.records)
-        self.identity = {
+        labels = ((record.key, record.caption) for record in self.records)
+        self.identity: dict[str, Any] = {
             "data.index": len(self.records),
-            "SHA-256 of the keys and captions of data.index": sha256(content.encode()).hexdigest(),
+            **pairs_identity(labels, "data.index"),
         }
         self._crops = CropSettings(config.crop_size, config.min_crop)
 
@@ -280,6 +280,17 @@ def read_pairs(index: str, key: str) -> list[ImageRecord]:
     if without := next((record for record in records if not record.caption.strip()), None):
         raise UserError(f"{key}: {index}: {without.key} has no caption; the stage trains on image-text pairs")
     return records
+
+
+def pairs_identity(labels: Iterable[tuple[str, str]], key: str) -> dict[str, str]:
+    """Return the setting that identifies pairs in a record of a run, wherever their index is.
+
+    Args:
+        labels: key and caption of each pair, in order.
+        key: setting that names their index.
+    """
+    content = "\n".join(json.dumps(label) for label in labels)
+    return {f"SHA-256 of the keys and captions of {key}": sha256(content.encode()).hexdigest()}
 
 
 def held_out_pairs(config: PairDataConfig, count: int) -> tuple[Tensor, list[str]]:

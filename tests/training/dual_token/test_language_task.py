@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from cat_fast.config import fill, read_yaml
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
+from cat_fast.training.config.dual_token import LanguageDataConfig
 from cat_fast.training.config.runs import RUNS
+from cat_fast.training.dual_token.encoded_pairs import encode_pairs
 from cat_fast.training.dual_token.language_evaluation import _other_captions
 from tests.dual_token.conftest import tiny_guide
 from tests.inference.tiny_encoder import WORDS, save_encoder
@@ -36,6 +38,25 @@ def data(tmp_path_factory):
     save_encoder(folder / "encoder")
     DualTokenizer(tiny_guide(), max_side=4).save_pretrained(folder / "tokenizer")
     return folder
+
+
+@pytest.fixture
+def rows(data):
+    """Rows of the index, with absolute paths."""
+    found = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    return [row | {"path": str(data / row["path"])} for row in found]
+
+
+def write_rows(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def encode(data, path, index):
+    """Encode an index to a file; return the file's content."""
+    config = LanguageDataConfig(tokenizer=str(data / "tokenizer"), grids=[2, 3])
+    encode_pairs(path, str(index), "data.index", config, 0)
+    return path.read_bytes()
 
 
 def train(data, out, ranks, *more):
@@ -77,6 +98,22 @@ def test_a_run_on_one_and_two_ranks_and_after_resuming(data, tmp_path):
     assert 0 < found["held_out/bits"] < 3 * math.log2(64)
     assert found["held_out/bits_of_bigrams"] <= found["held_out/bits_of_unigrams"]
     assert "held_out/bits_with_other_captions_difference_upper" in found
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_sequences_are_those_of_the_same_captions_wherever_their_index_is(data, rows, tmp_path, earlier):
+    path = tmp_path / "sequences.jsonl"
+    content = encode(data, path, write_rows(tmp_path / "pairs.jsonl", rows))
+    if earlier:  # a file of an earlier version, which recorded the path of the index
+        header, _, sequences = content.partition(b"\n")
+        settings = {key: value for key, value in json.loads(header).items() if "SHA-256" not in key}
+        content = json.dumps(settings | {"index": "pairs.jsonl"}).encode() + b"\n" + sequences
+        path.write_bytes(content)
+    assert encode(data, path, write_rows(tmp_path / "moved.jsonl", rows)) == content
+    rows[3]["caption"] = "another"
+    with pytest.raises(UserError, match=r"sequences\.jsonl: SHA-256 of the keys and captions of data\.index"):
+        encode(data, path, write_rows(tmp_path / "pairs.jsonl", rows))
+    assert path.read_bytes() == content
 
 
 def test_invalid_settings_are_refused():
