@@ -53,7 +53,7 @@ class PairSource(Protocol):
         """Return the next batch, that of a step.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: too few images can be read.
         """
         ...
 
@@ -93,6 +93,10 @@ class IndexedPairs:
     Images with equal captions take turns by chance, one per epoch: in a batch, each would be a negative of
     the other's text. Captions of many images also do not outweigh the others.
 
+    An image that cannot be read is reported and replaced by another of its caption, else by one of a caption
+    that no other place of the batch can have. So the captions of a batch differ without an exchange between
+    ranks.
+
     Raises:
         UserError: the index cannot be read, pairs lack captions, or there are fewer captions than a batch.
     """
@@ -118,28 +122,52 @@ class IndexedPairs:
             **pairs_identity(labels, "data.index"),
         }
         self._crops = CropSettings(config.crop_size, config.min_crop)
+        self._problems = ProblemLog()
 
     def batch(self, step: int) -> PairBatch:
         """Return the batch of a step; the last, incomplete batch of an epoch is left out.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: none of the images for a place of the batch can be read.
         """
-        size, world, rank = self.config.batch_size, self.ranks.world_size, self.ranks.rank
+        size = self.config.batch_size
         epoch, number = divmod(step, len(self._groups) // size)
         random = np.random.default_rng([self.seed, epoch, 0, 9])
-        order = random.permutation(len(self._groups))
+        order = np.roll(random.permutation(len(self._groups)), -number * size)
         turns = random.random(len(self._groups))
-        rows = [
-            self._groups[i][int(turns[i] * len(self._groups[i]))]
-            for i in order[number * size : (number + 1) * size]
-        ]
-        own = rows[rank::world]
+        # A caption is a candidate for one place only, so replacements on two ranks cannot be equal.
+        places = range(self.ranks.rank, size, self.ranks.world_size)
+        found = [self._first_readable(order[place::size], turns, epoch) for place in places]
         return PairBatch(
-            images=_normalised(torch.stack([self._crop(record, epoch) for record in own])),
-            captions=[record.caption for record in own],
-            keys=[record.key for record in own],
+            images=_normalised(torch.stack([crop for _, crop in found])),
+            captions=[record.caption for record, _ in found],
+            keys=[record.key for record, _ in found],
         )
+
+    def _first_readable(
+        self, captions: np.ndarray, turns: np.ndarray, epoch: int
+    ) -> tuple[ImageRecord, Tensor]:
+        """Return the first image that can be read, and its crop.
+
+        Args:
+            captions: numbers of captions, in order of preference.
+            turns: in [0, 1), by caption: which of its images comes first.
+        """
+        failure: UserError | None = None
+        for caption in captions:
+            images = self._groups[caption]
+            first = int(turns[caption] * len(images))
+            for turn in range(len(images)):
+                record = images[(first + turn) % len(images)]
+                try:
+                    return record, self._crop(record, epoch)
+                except UserError as error:
+                    failure = error
+                    self._problems.report(f"data.index: {record.key}", str(error))
+        raise UserError(
+            "data.index: no image for a place of the batch can be read; number of captions tried: "
+            f"{len(captions)}, the last: {failure}. Repair the images, or lower data.batch_size"
+        ) from failure
 
     def _crop(self, record: ImageRecord, epoch: int) -> Tensor:
         rng = np.random.default_rng(crop_seed(self.seed, epoch, 1, record.key))

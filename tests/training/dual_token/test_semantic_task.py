@@ -196,6 +196,44 @@ def test_an_epoch_has_one_image_per_caption_and_they_take_turns(data, tmp_path):
     assert len({key for batch in batches for key in batch.keys}) == 10
 
 
+def test_unreadable_images_are_replaced_by_other_captions(data, tmp_path, caplog):
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        whole = (data / row["path"]).read_bytes()
+        (tmp_path / row["path"]).write_bytes(whole if number % 2 or not number else whole[:200])
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    readable = {rows[number]["path"]: rows[number]["caption"] for number in (0, 1, 3, 5, 7, 9)}
+    config = PairDataConfig(index=str(tmp_path / "pairs.jsonl"), image_size=16, batch_size=2)
+    alone, again = (IndexedPairs(config, 3, Ranks()) for _ in range(2))
+    parts = [IndexedPairs(config, 3, Ranks(rank=rank, world_size=2)) for rank in range(2)]
+    for step in range(15):  # three epochs
+        batch, same = alone.batch(step), again.batch(step)
+        assert batch.captions == [readable[key] for key in batch.keys]
+        assert len(set(batch.captions)) == 2
+        assert (same.captions, same.keys) == (batch.captions, batch.keys)
+        assert torch.equal(same.images, batch.images)
+        for rank, part in enumerate(parts):
+            own = part.batch(step)
+            assert torch.equal(own.images, batch.images[rank::2])
+            assert own.keys == batch.keys[rank::2]
+    assert "data.index: 2.png is skipped" in caplog.text
+    assert "damaged or truncated" in caplog.text
+
+
+def test_an_unreadable_image_is_replaced_by_another_of_its_caption(data, tmp_path):
+    rows = [{"path": str(data / f"{i}.png"), "caption": f"caption {i}"} for i in range(2)]
+    rows.append({"path": str(data / "gone.png"), "caption": "caption 1"})
+    index = tmp_path / "pairs.jsonl"
+    index.write_text("\n".join(map(json.dumps, rows)))
+    pairs = IndexedPairs(PairDataConfig(index=str(index), image_size=16, batch_size=2), 0, Ranks())
+    for step in range(30):
+        assert sorted(pairs.batch(step).keys) == [row["path"] for row in rows[:2]]
+    index.write_text("\n".join(map(json.dumps, [rows[0], rows[2]])))
+    pairs = IndexedPairs(PairDataConfig(index=str(index), image_size=16, batch_size=2), 0, Ranks())
+    with pytest.raises(UserError, match=r"data\.index: no image .*: 1, the last: .*gone\.png: no such file"):
+        pairs.batch(0)
+
+
 def test_a_resumed_run_needs_the_same_captions(data, tmp_path):
     rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
     for row in rows:
