@@ -41,7 +41,7 @@ class LanguageTask(EngineTask):
     def __init__(self, config: LanguageRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         data, folder = config.data, Path(config.output_dir)
-        on_main(lambda: self._encode(folder), ranks)
+        self._encode(folder)
         self.pairs = read_encoded(folder / TRAIN)
         if len(self.pairs) < data.batch_size or data.batch_size % ranks.world_size:
             raise UserError(
@@ -56,12 +56,17 @@ class LanguageTask(EngineTask):
             on_main(self._read_held_out, ranks)
 
     def _encode(self, folder: Path) -> None:
-        data, seed = self.config.data, self.config.seed
-        if not data.tokenizer:
-            raise UserError("data.tokenizer is missing: set the folder of a dual-token tokenizer")
-        encode_pairs(folder / TRAIN, data.index, "data.index", data, seed)
+        """Collective: encode the pairs, unless they are encoded."""
+        data, seed, ranks = self.config.data, self.config.seed, self.ranks
+        tokenizer = on_each(self._open_tokenizer, ranks)
+        encode_pairs(folder / TRAIN, data.index, "data.index", tokenizer, data, seed, ranks)
         if data.held_out:
-            encode_pairs(folder / HELD_OUT, data.held_out, "data.held_out", data, seed)
+            encode_pairs(folder / HELD_OUT, data.held_out, "data.held_out", tokenizer, data, seed, ranks)
+
+    def _open_tokenizer(self) -> DualTokenizer:
+        if not self.config.data.tokenizer:
+            raise UserError("data.tokenizer is missing: set the folder of a dual-token tokenizer")
+        return DualTokenizer.from_pretrained(self.config.data.tokenizer)
 
     def _arguments(self) -> dict[str, Any]:
         """Return the model's arguments, with those that the tokenizer and the text encoder determine."""

@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,12 +16,15 @@ from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
 from cat_fast.training.config.dual_token import LanguageDataConfig
 from cat_fast.training.config.runs import RUNS
-from cat_fast.training.dual_token.encoded_pairs import encode_pairs
+from cat_fast.training.dual_token import encoded_pairs
+from cat_fast.training.dual_token.encoded_pairs import encode_pairs, read_encoded
 from cat_fast.training.dual_token.language_evaluation import _other_captions
+from cat_fast.training.runtime.ranks import Ranks
 from tests.dual_token.conftest import tiny_guide
 from tests.inference.tiny_encoder import WORDS, save_encoder
 from tests.kernels.onednn import needs_onednn
 from tests.training.rank_processes import run_ranks
+from tests.training.thread_ranks import on_thread_ranks
 
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
 
@@ -40,6 +45,11 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def tokenizer(data):
+    return DualTokenizer.from_pretrained(data / "tokenizer", "cpu")
+
+
 @pytest.fixture
 def rows(data):
     """Rows of the index, with absolute paths."""
@@ -52,10 +62,10 @@ def write_rows(path, rows):
     return path
 
 
-def encode(data, path, index):
+def encode(tokenizer, path, index, ranks=None):
     """Encode an index to a file; return the file's content."""
-    config = LanguageDataConfig(tokenizer=str(data / "tokenizer"), grids=[2, 3])
-    encode_pairs(path, str(index), "data.index", config, 0)
+    config = LanguageDataConfig(grids=[2, 3])
+    encode_pairs(path, str(index), "data.index", tokenizer, config, 0, ranks or Ranks())
     return path.read_bytes()
 
 
@@ -101,19 +111,93 @@ def test_a_run_on_one_and_two_ranks_and_after_resuming(data, tmp_path):
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_sequences_are_those_of_the_same_captions_wherever_their_index_is(data, rows, tmp_path, earlier):
+def test_sequences_are_those_of_the_same_captions_wherever_their_index_is(tokenizer, rows, tmp_path, earlier):
     path = tmp_path / "sequences.jsonl"
-    content = encode(data, path, write_rows(tmp_path / "pairs.jsonl", rows))
+    content = encode(tokenizer, path, write_rows(tmp_path / "pairs.jsonl", rows))
     if earlier:  # a file of an earlier version, which recorded the path of the index
         header, _, sequences = content.partition(b"\n")
         settings = {key: value for key, value in json.loads(header).items() if "SHA-256" not in key}
         content = json.dumps(settings | {"index": "pairs.jsonl"}).encode() + b"\n" + sequences
         path.write_bytes(content)
-    assert encode(data, path, write_rows(tmp_path / "moved.jsonl", rows)) == content
+    assert encode(tokenizer, path, write_rows(tmp_path / "moved.jsonl", rows)) == content
     rows[3]["caption"] = "another"
     with pytest.raises(UserError, match=r"sequences\.jsonl: SHA-256 of the keys and captions of data\.index"):
-        encode(data, path, write_rows(tmp_path / "pairs.jsonl", rows))
+        encode(tokenizer, path, write_rows(tmp_path / "pairs.jsonl", rows))
     assert path.read_bytes() == content
+
+
+def test_ranks_share_the_encoding_and_resume_a_killed_one(tokenizer, rows, tmp_path, monkeypatch):
+    index, path = write_rows(tmp_path / "pairs.jsonl", rows), tmp_path / "cut.jsonl"
+    straight = encode(tokenizer, tmp_path / "straight.jsonl", index)
+    monkeypatch.setattr(encoded_pairs, "_PER_RANK", 2)
+    real, threads = DualTokenizer.encode, []
+
+    def counted(self, image, grid):
+        threads.append(threading.get_ident())
+        if len(threads) == 6:  # in the third part
+            raise KeyboardInterrupt
+        return real(self, image, grid)
+
+    monkeypatch.setattr(DualTokenizer, "encode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        encode(tokenizer, path, index)
+    assert not path.exists()
+    with (tmp_path / ".cut.jsonl.rows").open("a") as file:
+        file.write('{"key": ')  # cut while it was written
+    started = len(threads)
+    assert on_thread_ranks(2, lambda ranks: encode(tokenizer, path, index, ranks)) == [straight] * 2
+    assert sorted(Counter(threads[started:]).values()) == [2, 2]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["cut.jsonl", "pairs.jsonl", "straight.jsonl"]
+    (tmp_path / ".cut.jsonl.rows").write_text('{"tokenizer": "another"}\n{"key": "0.png"}\n')
+    path.unlink()
+    assert encode(tokenizer, path, index) == straight
+
+
+def test_images_that_cannot_be_encoded_are_left_out(tokenizer, data, rows, tmp_path, caplog):
+    rows = [row | {"key": str(number)} for number, row in enumerate(rows)]
+    encode(tokenizer, tmp_path / "all.jsonl", write_rows(tmp_path / "pairs.jsonl", rows))
+    (tmp_path / "cut.png").write_bytes((data / "5.png").read_bytes()[:200])
+    Image.new("RGB", (2, 2)).save(tmp_path / "tiny.png")
+    rows[5]["path"], rows[7]["path"] = str(tmp_path / "cut.png"), str(tmp_path / "tiny.png")
+    index = write_rows(tmp_path / "pairs.jsonl", rows)
+    content = encode(tokenizer, tmp_path / "some.jsonl", index)
+    expected = [pair for pair in read_encoded(tmp_path / "all.jsonl") if pair.key not in ("5", "7")]
+    assert read_encoded(tmp_path / "some.jsonl") == expected
+    assert "data.index: 5 is skipped" in caplog.text
+    assert "smaller than its guide" in caplog.text
+    assert encode(tokenizer, tmp_path / "some.jsonl", index) == content
+
+
+def test_images_that_are_missing_for_a_while_are_encoded_by_the_next_call(
+    tokenizer, data, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(encoded_pairs, "_PER_RANK", 2)
+    monkeypatch.setattr(encoded_pairs, "MAX_CONSECUTIVE_FAILURES", 3)
+    for number in range(4, 8):
+        rows[number]["path"] = str(tmp_path / "disk" / f"{number}.png")
+    index, path = write_rows(tmp_path / "pairs.jsonl", rows), tmp_path / "sequences.jsonl"
+    with pytest.raises(UserError, match=r"data\.index: 4 images in a row .*7\.png: no such file"):
+        encode(tokenizer, path, index)
+    assert not path.exists()
+    (tmp_path / "disk").symlink_to(data)
+    encode(tokenizer, path, index)
+    assert [pair.key for pair in read_encoded(path)] == [row["path"] for row in rows]
+
+
+def test_pairs_that_no_run_can_encode_are_refused(tokenizer, rows, tmp_path):
+    index, other = (write_rows(tmp_path / f"{count}.jsonl", rows[:count]) for count in (8, 7))
+
+    def refused(ranks):
+        with pytest.raises(UserError) as caught:
+            encode(tokenizer, tmp_path / "sequences.jsonl", other if ranks.rank else index, ranks)
+        return str(caught.value)
+
+    first, second = on_thread_ranks(2, refused)
+    assert first == second
+    assert "differs from rank 0's: all ranks must see the same files (on rank 1)" in first
+    config = LanguageDataConfig(grids=[2, [1, 5]])
+    with pytest.raises(UserError, match=r"data\.grids: expected at most 4 tokens per side, got 5"):
+        encode_pairs(tmp_path / "s.jsonl", str(index), "data.index", tokenizer, config, 0, Ranks())
 
 
 def test_invalid_settings_are_refused():

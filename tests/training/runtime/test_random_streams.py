@@ -119,12 +119,11 @@ def draw_sequences():
 
 
 def encode_sequences(tmp_path, monkeypatch):
-    tokenizer = SimpleNamespace(fingerprint=lambda: "")
-    monkeypatch.setattr(encoded_pairs.DualTokenizer, "from_pretrained", lambda folder: tokenizer)
+    tokenizer = SimpleNamespace(fingerprint=lambda: "", max_side=64)
     monkeypatch.setattr(encoded_pairs, "read_pairs", lambda index, key: [])
     config = LanguageDataConfig()
     return {
-        key: partial(encode_pairs, tmp_path / key, "index", key, config, SEED)
+        key: partial(encode_pairs, tmp_path / key, "index", key, tokenizer, config, SEED, Ranks())
         for key in encoded_pairs.STREAMS
     }
 
