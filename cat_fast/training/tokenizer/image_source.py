@@ -32,8 +32,12 @@ from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import ImageDataConfig, ImageRun, TokenizerRun
 from cat_fast.training.runtime.collective_errors import on_each, on_main, raise_together
+from cat_fast.training.runtime.divided_work import map_over_ranks
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer.measure_cost import load_costs
+
+_RATED_PER_RANK = 512
+"""Images whose JPEG size a rank computes before it waits for the others."""
 
 
 def make_source(config: ImageRun, ranks: Ranks) -> StreamSource:
@@ -103,7 +107,9 @@ def _make_record_shards(config: ImageRun, ranks: Ranks) -> RecordShards:
     records = on_each(lambda: _records(config), ranks)
     rated = sampler.pool == "own_ratio" or not sampler.shares
     if rated and data.ratios_from == "jpeg":
-        return RecordShards(records, on_main(lambda: ratios_by_jpeg(records, data.size_thresholds), ranks))
+        rate = partial(ratios_by_jpeg, thresholds=data.size_thresholds)
+        parts = map_over_ranks(rate, records, ranks, _RATED_PER_RANK)
+        return RecordShards(records, [ratio for part in parts for ratio in part])
     return RecordShards(records)
 
 

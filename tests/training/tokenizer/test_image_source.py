@@ -237,6 +237,44 @@ def test_jpeg_thresholds_of_the_run_choose_ratios(index, shards):
             source.close()
 
 
+def test_ranks_share_the_images_whose_jpeg_size_is_computed(index, monkeypatch):
+    rated = []
+
+    def recorded(records, thresholds):
+        rated.append([record.key for record in records])
+        return ratios_by_jpeg(records, thresholds)
+
+    monkeypatch.setattr(image_source, "ratios_by_jpeg", recorded)
+    run = config(f"data.index={index}", "data.ratios_from=jpeg")
+    alone = make_source(run, Ranks())
+    (keys,) = rated
+    rated.clear()
+    monkeypatch.setattr(image_source, "_RATED_PER_RANK", 3)
+    sources = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
+    assert sorted(key for part in rated for key in part) == sorted(keys)
+    assert len(rated) == 2 * -(-len(keys) // 6)
+    assert max(map(len, rated)) == 3
+    assert {source.fingerprint for source in sources} == {alone.fingerprint}
+    for source in (alone, *sources):
+        source.close()
+
+
+def test_ranks_with_different_numbers_of_images_fail_together(index, tmp_path):
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
+
+    def refused(ranks: Ranks) -> str:
+        given = fewer if ranks.rank else index
+        run = config(f"data.index={given}", "data.held_out_share=0", "data.ratios_from=jpeg")
+        with pytest.raises(UserError) as caught:
+            make_source(run, ranks)
+        return str(caught.value)
+
+    first, second = on_thread_ranks(2, refused)
+    assert first == second
+    assert "all ranks must see the same files (on rank 1)" in first
+
+
 def test_resumed_run_must_choose_ratios_by_the_same_rule(index, tmp_path):
     def task(*overrides: str) -> TokenizerTask:
         task = TokenizerTask.__new__(TokenizerTask)  # without engines: the rule is compared first
