@@ -12,7 +12,7 @@ from cat_fast.data.row_file import RowFile
 from cat_fast.data.text_files import parse_object, text_lines
 from cat_fast.dual_token.grid import Grid
 from cat_fast.dual_token.language.model import DualLanguageModel
-from cat_fast.dual_token.language.sampling import sample
+from cat_fast.dual_token.language.sampling import require_sampling, sample
 from cat_fast.dual_token.semantic.text_target import TextTarget
 from cat_fast.dual_token.token_file import TokenRecord, from_row, to_row
 from cat_fast.dual_token.tokenizer import DualTokenizer
@@ -41,13 +41,20 @@ def check_fit(model: DualLanguageModel, tokenizer: DualTokenizer, target: TextTa
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """Options of `sample`."""
+    """Options of `sample`.
+
+    Raises:
+        UserError: a temperature or top_k out of its range.
+    """
 
     grids: Sequence[Grid] | None = None
     temperature: float = 1.0
     top_k: int = 0
     seed: int = 0
     """Image i has the seed `seed` + i."""
+
+    def __post_init__(self) -> None:
+        require_sampling(self.temperature, self.top_k)
 
 
 @dataclass(frozen=True, kw_only=True)

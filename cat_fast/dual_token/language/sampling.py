@@ -1,5 +1,6 @@
 """Sampling of sequences among the ids that the grammar allows, so that every sequence decodes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,8 +43,7 @@ def sample(
             f"language model: expected a vocabulary of {model.config['vocab_size']} ids from 0, got"
             f" {len(vocabulary)} from {vocabulary.offset}; use the tokenizer it was trained with"
         )
-    if temperature < 0 or top_k < 0:
-        raise UserError(f"temperature and top_k: expected 0 or more, got {temperature} and {top_k}")
+    require_sampling(temperature, top_k)
     generator = torch.Generator().manual_seed(seed)
     grammar, ids = Grammar(vocabulary, grids, complete=True), [vocabulary.begin]
     grammar.advance(vocabulary.begin)
@@ -62,6 +62,18 @@ def sample(
         on_token()
         embedded = model.llama.embed_tokens(torch.tensor([[token]], device=model.device))
     return ids
+
+
+def require_sampling(temperature: float, top_k: int) -> None:
+    """Check the options of `sample`.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+    if not 0 <= temperature < math.inf:  # also for NaN
+        raise UserError(f"temperature: expected a number of at least 0, got {temperature}")
+    if top_k < 0:
+        raise UserError(f"top_k: expected 0 or more, got {top_k}")
 
 
 def _draw(

@@ -115,8 +115,11 @@ def test_impossible_sampling_is_refused():
     text = torch.zeros(0, WIDTH)
     with pytest.raises(UserError, match="expected a vocabulary of"):
         sample(model, Vocabulary(semantic_length=0, semantic_size=0, guide_size=9), text, 0)
-    with pytest.raises(UserError, match="temperature and top_k"):
-        sample(model, VOCABULARY, text, 0, temperature=-1)
+    for temperature in (-1, math.nan, math.inf):
+        with pytest.raises(UserError, match=f"temperature: .* got {temperature}"):
+            sample(model, VOCABULARY, text, 0, temperature=temperature)
+    with pytest.raises(UserError, match="top_k: expected 0 or more, got -1"):
+        sample(model, VOCABULARY, text, 0, top_k=-1)
     alone = Vocabulary(semantic_length=0, semantic_size=0, guide_size=9, max_side=4)
     small = tiny_language(vocab_size=len(alone), max_length=6)
     with pytest.raises(UserError, match="limited to 6 ids"):
