@@ -12,13 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cat_fast.config import fill, read_yaml
+from cat_fast.dual_token.semantic.text_target import open_text_target
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
 from cat_fast.training.config.dual_token import LanguageDataConfig
 from cat_fast.training.config.runs import RUNS
 from cat_fast.training.dual_token import encoded_pairs
-from cat_fast.training.dual_token.encoded_pairs import encode_pairs, read_encoded
+from cat_fast.training.dual_token.encoded_pairs import EncodedPair, encode_pairs, read_encoded
 from cat_fast.training.dual_token.language_evaluation import _other_captions
+from cat_fast.training.dual_token.language_task import LanguageTask
 from cat_fast.training.runtime.ranks import Ranks
 from tests.dual_token.conftest import tiny_guide
 from tests.inference.tiny_encoder import WORDS, save_encoder
@@ -198,6 +200,24 @@ def test_pairs_that_no_run_can_encode_are_refused(tokenizer, rows, tmp_path):
     config = LanguageDataConfig(grids=[2, [1, 5]])
     with pytest.raises(UserError, match=r"data\.grids: expected at most 4 tokens per side, got 5"):
         encode_pairs(tmp_path / "s.jsonl", str(index), "data.index", tokenizer, config, 0, Ranks())
+
+
+def test_the_largest_step_has_the_longest_sequences_and_captions(data):
+    values = read_yaml("configs/dual_token/nano_language.yaml")
+    task = LanguageTask.__new__(LanguageTask)  # without an engine
+    task.config, task.ranks = fill(RUNS["dual_language"], values, ["data.batch_size=2"]), Ranks()
+    task.pairs = [EncodedPair(str(length), "a", [1] * length) for length in (5, 3, 9, 4)]
+    task.target = open_text_target(str(data / "encoder"), 4)
+    task.model = torch.nn.Linear(1, 1)
+    seen = []
+
+    def loss(model, pairs, texts):
+        seen.append(([len(pair.ids) for pair in pairs], [len(text) for text in texts]))
+        return torch.zeros((), requires_grad=True)
+
+    task._loss = loss
+    task.largest_step().run()
+    assert seen == [([9, 5], [4, 4])]
 
 
 def test_invalid_settings_are_refused():
