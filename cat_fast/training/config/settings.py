@@ -114,8 +114,9 @@ class WatchdogConfig:
     """Hang detection: a run without progress exits and prints every rank's stack."""
 
     timeout_seconds: float = 480.0
-    """Maximum time without a finished step, checkpoint or export; 0 disables the timeout. The default is
-    below NCCL's own timeout of ten minutes, which does not report the missing rank."""
+    """Maximum time without a finished step, batch of an evaluation, checkpoint or export; 0 disables the
+    timeout. The default is below NCCL's own timeout of ten minutes, which does not report the missing
+    rank."""
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds >= 0, f"watchdog.timeout_seconds: {self.timeout_seconds} is negative")
@@ -163,6 +164,10 @@ class LoggingConfig:
             "logging.wandb_project is set, but wandb is not installed: pip install 'cat-fast[wandb]', or "
             "remove the key",
         )
+
+    def grid_is_due(self, step: int) -> bool:
+        """Return True if a grid is drawn after `step`."""
+        return self.grid_every_steps > 0 and (step + 1) % self.grid_every_steps == 0
 
 
 @dataclass(kw_only=True)

@@ -113,10 +113,6 @@ class RunLog:
             or now - self.last_line >= self.config.every_seconds
         )
 
-    def grid_is_due(self, step: int) -> bool:
-        every = self.config.grid_every_steps
-        return every > 0 and (step + 1) % every == 0
-
     def grid(self, step: int, image: Image.Image, figures: dict[str, float]) -> None:
         """Save a reconstruction grid of the model after `step`; log the grid and its metrics."""
         with atomic_write(self.folder / GRIDS / f"step_{step + 1:08d}.png") as part:

@@ -135,7 +135,7 @@ def test_terminal_shows_a_bar_instead_of_lines(tmp_path, monkeypatch):
 
 def test_grids_are_saved_and_their_metrics_logged(tmp_path):
     with RunLog(settings(tmp_path, 6, grid_every_steps=2), 0) as log:
-        due = [step for step in range(6) if log.grid_is_due(step)]
+        due = [step for step in range(6) if log.config.grid_is_due(step)]
         for step in due:
             log.grid(step, Image.new("RGB", (5, 4), (step * 40, 0, 0)), {"held_out/psnr_8x": 20.0 + step})
     assert due == [1, 3, 5]
@@ -146,8 +146,8 @@ def test_grids_are_saved_and_their_metrics_logged(tmp_path):
 
 
 def test_grids_are_disabled_by_default(tmp_path):
-    with RunLog(settings(tmp_path), 0) as log:
-        assert not any(log.grid_is_due(step) for step in range(100))
+    logging = settings(tmp_path).logging
+    assert not any(logging.grid_is_due(step) for step in range(100))
 
 
 def test_complete_run_is_summarized_in_a_line_and_a_file(tmp_path, capsys):
