@@ -1,6 +1,7 @@
 """Configuration dataclasses, one per YAML section; each validates itself on construction."""
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -47,6 +48,9 @@ class OptimizerConfig:
     """Global gradient norm to clip to."""
 
     def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "eps"):
+            value = getattr(self, name)
+            require(math.isfinite(value), f"optimizer.{name}: {value} is not a finite number")
         require(self.lr > 0, f"optimizer.lr: {self.lr} must be positive")
         require(len(self.betas) == 2, f"optimizer.betas: expected two numbers, got {self.betas}")
         require(
@@ -120,6 +124,10 @@ class WatchdogConfig:
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds >= 0, f"watchdog.timeout_seconds: {self.timeout_seconds} is negative")
+        require(
+            math.isfinite(self.timeout_seconds),
+            f"watchdog.timeout_seconds: {self.timeout_seconds} is not finite; 0 disables the timeout",
+        )
 
 
 @dataclass(kw_only=True)
