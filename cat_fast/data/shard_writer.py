@@ -86,13 +86,15 @@ def write_shards(
         scoring: sets missing scores and ratios of the records of a shard.
 
     Raises:
-        UserError: the index is empty, or the folder contains shards made with another index, other images or
-            other settings.
+        UserError: the index is empty, `per_shard` or `seed` is too small, or the folder contains shards made
+            with another index, other images or other settings.
     """
     if not len(records):
         raise UserError("the index contains no images")
     if per_shard < 1:
         raise UserError(f"expected at least 1 image per shard, got {per_shard}")
+    if seed < 0:
+        raise UserError(f"seed: expected at least 0, got {seed}")
     settings = {"per_shard": per_shard, "seed": seed}
     claim_folder(folder / HEADER, settings, "shards")
     _claim_records(folder, records)

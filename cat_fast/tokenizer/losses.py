@@ -3,6 +3,7 @@
 Each term is a mean over the batch in float32, logged with and without its weight ("Objective" in the paper).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,8 @@ class LossConfig:
                     f"loss.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and value < 0:
-                raise UserError(f"loss.{name}: expected at least 0, got {value}")
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise UserError(f"loss.{name}: expected a finite number of at least 0, got {value}")
         if self.r1_every_steps < 1:
             raise UserError(f"loss.r1_every_steps: expected at least 1, got {self.r1_every_steps}")
         if self.features_weight and not self.features_weights:

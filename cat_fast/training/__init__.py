@@ -15,7 +15,8 @@ One step from top to bottom; every rank runs all of it:
         reduce_step                     reduction 2: finiteness, sums of metrics, busy times, requests
         StepGuard.passes                skip the update on all ranks if anything is not finite
         task.update                     `engine.step()`, then `runtime.ema.EMA.update`
-      _DeferredLog.add                  keep the metrics for the next flush; draw a grid if it is due
+      _DeferredLog.add                  keep the metrics for the next flush
       CheckpointStore.save              every `checkpoint.every_steps` steps, on a stop and at the end
+      _DeferredLog.show                 on rank 0, draw a grid and evaluate, if they are due
       _export                           after the last step: write `model/` for `from_pretrained`
 """

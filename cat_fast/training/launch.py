@@ -9,7 +9,7 @@ from pathlib import Path
 from cat_fast.errors import UserError
 from cat_fast.processes.group import running
 from cat_fast.training.health.run_status import summarize
-from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.metrics.run_log import last_metrics
 from cat_fast.training.runtime.ranks import free_port
 
 _POLL_SECONDS = 0.5
@@ -86,9 +86,9 @@ def _watch(
             running = False
         except subprocess.TimeoutExpired:
             pass
-        records = read_metrics(run_folder)
-        if records and "loss" in records[-1]:  # a skipped step may not have one
-            on_step(int(records[-1]["step"]) + 1, records[-1])
+        record = last_metrics(run_folder)
+        if record is not None and "loss" in record:  # a skipped step may not have one
+            on_step(int(record["step"]) + 1, record)
 
 
 def _describe_saved(run_folder: Path) -> str:

@@ -30,6 +30,7 @@ from cat_fast.training.metrics.trackers import TENSORBOARD, WANDB_ID
 from cat_fast.training.rehearsal import Rehearsable, rehearse
 from cat_fast.training.runtime import linear_backend
 from cat_fast.training.runtime.collective_errors import on_main, raise_together, require_shared_folder
+from cat_fast.training.runtime.long_work import long_work_on_main
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.step import Request, Stepper, Steps
 
@@ -62,7 +63,8 @@ class Task(Steps, Rehearsable, Protocol):
     def evaluate(self) -> dict[str, float] | None:
         """Return metrics of held-out images with the averaged weights, or None if the task has none.
 
-        Called on rank 0 only. Must not draw random numbers.
+        Called on rank 0 only, after the checkpoint of the step. Must not draw random numbers. Calls
+        `ranks.step_context.report_progress` for each batch, on which the other ranks wait.
         """
         ...
 
@@ -159,6 +161,14 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
                 watchdog.progress("saving a checkpoint")
                 store.save(done, write_checkpoint)
 
+            def show(step: int) -> None:
+                def progress() -> None:
+                    watchdog.progress("drawing a grid or evaluating")
+
+                progress()
+                long_work_on_main(lambda: deferred.show(step), ranks, progress)
+                raise_together(deferred.error, ranks)
+
             request, saved = Request(), first
             for step in range(first, total):
                 result = stepper.step(step, request, during_backward)
@@ -170,6 +180,9 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
                     if done != saved:
                         save(done)
                     saved = done
+                shows = config.logging.grid_is_due(step) or config.evaluation.is_due(step)
+                if result is not None and shows:
+                    show(step)  # after the checkpoint, so that a failure does not cost the steps before it
                 watchdog.progress("training")
                 if stop and done < total:
                     preempted = Preempted(_stop_reason(preemption, ranks), done)
@@ -220,21 +233,18 @@ class _DeferredLog:
         self.flush()
 
     def add(self, step: int, metrics: Callable[[], dict[str, float]]) -> None:
-        """Add a completed step, to be logged by the next `flush`.
-
-        If a grid or an evaluation is due, log it and the step now, as it shows the weights of this step.
-        """
+        """Add a completed step, to be logged by the next `flush`."""
         self._pending = step, time.perf_counter(), metrics
-        if self.log is None:
-            return
+
+    def show(self, step: int) -> None:
+        """Log `step` now, then the grid and the evaluation that are due, as they show its weights."""
+        self.flush()
         for is_due, write in (
-            (self.log.grid_is_due(step), self._log_grid),
+            (self.config.logging.grid_is_due(step), self._log_grid),
             (self.config.evaluation.is_due(step), self._log_evaluation),
         ):
-            if is_due:
-                self.flush()
-                if self.error is None:
-                    self._write(write, step)
+            if is_due and self.error is None:
+                self._write(write, step)
 
     def flush(self) -> None:
         """Log the pending step, if there is one."""

@@ -45,3 +45,11 @@ def test_missing_or_empty_index_is_rejected_on_one_line(cat_fast, tmp_path, cont
     if content is not None:
         index.write_text(content)
     assert_one_line_error(cat_fast("shard", index, "--out", tmp_path / "out"), "ind")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seed", -1), ("--per-shard", 0)])
+def test_invalid_settings_leave_no_folder(cat_fast, tmp_path, option, value):
+    index, out = tmp_path / "index.jsonl", tmp_path / "out"
+    index.write_text('{"path": "a.png"}\n')
+    assert_one_line_error(cat_fast("shard", index, "--out", out, option, value), "expected at least")
+    assert not out.exists()

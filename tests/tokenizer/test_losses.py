@@ -1,6 +1,7 @@
 """Terms of the objectives against their formulas and the published networks."""
 
 import importlib
+import math
 import pickle
 import sys
 import types
@@ -123,7 +124,9 @@ def test_an_adaptive_weight_is_the_ratio_of_the_gradients_norms_up_to_a_limit(sc
     [
         ({"perceptual": "vgg"}, "st_lpips_alex"),
         ({"gan_loss": "wasserstein"}, "hinge"),
-        ({"kl_weight": -1.0}, "expected at least 0, got -1.0"),
+        ({"kl_weight": -1.0}, "of at least 0, got -1.0"),
+        ({"kl_weight": math.nan}, "kl_weight: expected a finite number .* got nan"),
+        ({"gan_weight": math.inf}, "gan_weight: expected a finite number .* got inf"),
         ({"r1_every_steps": 0}, "at least 1"),
         ({"features_weight": 0.2}, "moco_v2_800ep_pretrain"),
     ],

@@ -17,10 +17,18 @@ from cat_fast.errors import UserError
 from cat_fast.kernels.linear import op as linear_op
 from cat_fast.kernels.linear.op import selected
 from cat_fast.training.checkpoints.store import CheckpointStore
-from cat_fast.training.config.settings import CheckpointConfig, RunConfig, ScheduleConfig
+from cat_fast.training.config.settings import (
+    CheckpointConfig,
+    EvaluationConfig,
+    RunConfig,
+    ScheduleConfig,
+)
 from cat_fast.training.health.nan_guard import SKIPPED
 from cat_fast.training.health.run_status import find_runs, summarize
+from cat_fast.training.health.watchdog import Watchdog
 from cat_fast.training.loop import EXPORT, Preempted, run
+from cat_fast.training.metrics.evaluation_log import read_evaluations
+from cat_fast.training.metrics.held_out_evaluation import SECONDS
 from cat_fast.training.metrics.run_log import RunLog, read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.step import Backward
@@ -410,6 +418,60 @@ def test_a_full_disk_while_saving_raises_one_error_and_keeps_the_last_checkpoint
     task = Counter()
     run(task, settings(tmp_path), Ranks())
     assert task.steps == [6, 7, 8, 9]
+
+
+class Evaluated(Counter):
+    """A task that is evaluated; the evaluation after each step of `errors` raises."""
+
+    def __init__(self, errors: dict[int, Exception]) -> None:
+        super().__init__()
+        self.errors = errors
+
+    def evaluate(self) -> dict[str, float]:
+        if error := self.errors.get(self.steps[-1]):
+            raise error
+        return {SECONDS: 0.0, "held_out/psnr_8x": 20.0}
+
+
+def evaluated(folder: Path, **changes: int) -> RunConfig:
+    config = settings(folder, **changes)
+    config.evaluation = EvaluationConfig(every_steps=config.checkpoint.every_steps)
+    return config
+
+
+def test_a_failed_evaluation_leaves_the_checkpoint_of_its_step(tmp_path):
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        run(Evaluated({2: RuntimeError("no kernel image")}), evaluated(tmp_path), Ranks())
+    assert saved(tmp_path) == [3]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2]
+    task = Evaluated({})
+    run(task, evaluated(tmp_path), Ranks())
+    assert task.steps == list(range(3, 10))
+    assert [r["step"] for r in read_evaluations(tmp_path)] == [5, 8]
+
+
+def test_batches_of_an_evaluation_are_progress_to_the_watchdog(tmp_path, monkeypatch):
+    ranks, phases = Ranks(), []
+
+    class Reports(Evaluated):
+        def evaluate(self) -> dict[str, float]:
+            ranks.step_context.report_progress()
+            phases.append("batch")
+            return super().evaluate()
+
+    monkeypatch.setattr(Watchdog, "progress", lambda watchdog, phase: phases.append(phase))
+    run(Reports({}), evaluated(tmp_path, total=3), ranks)
+    before = phases[: phases.index("batch")]
+    assert before[-3:] == ["saving a checkpoint", *["drawing a grid or evaluating"] * 2]
+
+
+@pytest.mark.parametrize("total", [6, 10])
+def test_an_evaluation_that_cannot_be_written_ends_the_run_before_the_next_step(tmp_path, total):
+    task = Evaluated({5: OSError(errno.ENOSPC, "No space left on device")})
+    with pytest.raises(UserError, match=r"the log cannot be written \(the disk is full\)"):
+        run(task, evaluated(tmp_path, total=total), Ranks())
+    assert task.steps == list(range(6))
+    assert saved(tmp_path) == [3, 6]
 
 
 def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_within_steps(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Configuration of the ratio sampler (`sampler`), and the step plan built from it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,10 +39,11 @@ class RatioSamplerConfig:
             raise UserError(f"sampler.max_wait: {self.max_wait} is not within (0, 1)")
         if self.pool not in ("own_ratio", "all"):
             raise UserError(f"sampler.pool: {self.pool!r} is not own_ratio or all")
-        if any(share < 0 for share in self.shares.values()) or (
-            self.shares and sum(self.shares.values()) <= 0
-        ):
-            raise UserError(f"sampler.shares: {self.shares} must be non-negative with a positive sum")
+        shares = self.shares.values()
+        if shares and not (all(share >= 0 for share in shares) and 0 < sum(shares) < math.inf):
+            raise UserError(
+                f"sampler.shares: {self.shares} must be non-negative and finite with a positive sum"
+            )
 
 
 def make_plan(

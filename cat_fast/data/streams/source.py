@@ -16,7 +16,9 @@ from cat_fast.data.streams.buffers import Position, RatioReader, Sample
 from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
 from cat_fast.data.streams.formats.base import Entry, Rating, ShardSet
 from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
 from cat_fast.data.streams.formats.problems import ProblemLog
+from cat_fast.data.streams.held_out import TrainingShards
 from cat_fast.data.streams.image_cache import ImageCache
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.plan import Mix, PlanCursor, PlannedStep
@@ -61,6 +63,7 @@ class StreamSource:
             shards, rating, self.pool, problems, 2 * len(self.ratios), config.unreadable == "stop"
         )
         self.fingerprint, self.extent = shards.fingerprint, shards.extent
+        self.contents = contents_of(shards)
         self.shard_count = len(shards.names)
         assignment = ShardAssignment(self.shard_count, world_size, seed)
         self._start(assignment, dict.fromkeys(self.ratios, Position()), skipped=0)
@@ -105,6 +108,16 @@ class StreamSource:
         )
 
     @property
+    def _identity(self) -> dict[str, Any]:
+        """Identity of the shards as JSON, which a resumed run compares."""
+        identity: dict[str, Any] = {
+            "count": self.shard_count,
+            "fingerprint": self.fingerprint,
+            "extent": self.extent,
+        }
+        return identity if self.contents is None else identity | {"contents": self.contents}
+
+    @property
     def _shuffle(self) -> list[int]:
         """Settings that determine the images of a shuffle buffer."""
         return [self.config.shuffle_images, self.config.shuffle_megabytes]
@@ -125,11 +138,7 @@ class StreamSource:
         def state() -> dict[str, Any]:
             unfinished = {r: p for r, p in assignment.partial_epochs.items() if p.epoch >= positions[r].epoch}
             return {
-                "shards": {
-                    "count": self.shard_count,
-                    "fingerprint": self.fingerprint,
-                    "extent": self.extent,
-                },
+                "shards": self._identity,
                 "plan": plan,
                 "positions": {str(ratio): list(astuple(at)) for ratio, at in positions.items()},
                 "left": replace(assignment, partial_epochs=unfinished).state_dict(),
@@ -238,15 +247,23 @@ class StreamSource:
                 "the checkpoint's data position was written by an earlier version; start a new run, for "
                 "example with checkpoint.resume=never"
             )
-        shards = state["shards"]
-        # checkpoints of earlier versions have no extent
-        before = shards["fingerprint"], shards.get("extent", self.extent)
-        if before != (self.fingerprint, self.extent):
+        before = state["shards"]
+        # checkpoints of earlier versions record less
+        if any(before.get(name, value) != value for name, value in self._identity.items()):
             raise UserError(
-                f"the checkpoint is for {shards['count']} other shards than these {self.shard_count}, or for "
+                f"the checkpoint is for {before['count']} other shards than these {self.shard_count}, or for "
                 "other images or ratios; use the same shards in the same order, or start a new run"
             )
 
 
 def _has_ratio(ratio: int, any_ratio: bool, entry: Entry) -> bool:
     return any_ratio or entry.ratio == ratio
+
+
+def contents_of(shards: ShardSet) -> str | None:
+    """Return a hash of the lines of an index on disk, or of the names of all files in a folder.
+
+    None for other shards, whose fingerprint covers as much as can be compared without reading them.
+    """
+    inner = shards.shards if isinstance(shards, TrainingShards) else shards
+    return inner.contents if isinstance(inner, IndexShards | FolderShards) else None

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from cat_fast.data.image_stamps import Stamp, image_stamps
 from cat_fast.data.images.io import decode_image
-from cat_fast.data.input_samples import file_stamp
 from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import ProblemLog
@@ -39,7 +39,7 @@ class LabelledSet:
 
     def read(self) -> Iterator[Labelled]:
         """Yield all images in their order."""
-        for entry in self._entries():
+        for entry, _ in self._entries():
             scored = Scored(entry.key, entry.labels.score, entry.labels.expected)
             try:
                 image: Image.Image | str = entry.damage or decode_image(entry.read())
@@ -55,8 +55,8 @@ class LabelledSet:
     def fingerprint(self) -> str:
         """Hash that changes with the files and labels of the images; takes such a pass, too."""
         digest = hashlib.blake2b(self.shards.fingerprint.encode(), digest_size=8)
-        for entry in self._entries():
-            row = entry.key, entry.labels, file_stamp(entry.path)
+        for entry, stamp in self._entries():
+            row = entry.key, entry.labels, stamp
             digest.update(repr(row).encode(errors="surrogatepass"))
         return digest.hexdigest()
 
@@ -66,7 +66,7 @@ class LabelledSet:
         Raises:
             UserError: an image has no class, or there is one class only.
         """
-        found = {entry.labels.category for entry in self._entries()}
+        found = {entry.labels.category for entry, _ in self._entries()}
         if "" in found:
             raise UserError(
                 f"{self.source}: an image has no class; expected a subfolder per class, or labels in archives"
@@ -75,20 +75,20 @@ class LabelledSet:
             raise UserError(f"{self.source}: expected at least two classes, got {sorted(found)}")
         return sorted(found, key=lambda name: (int(name) if name.isdecimal() else -1, name))
 
-    def _entries(self) -> Iterator[Entry]:
-        """Yield all entries.
+    def _entries(self) -> Iterator[tuple[Entry, Stamp]]:
+        """Yield all entries, each with the stamp of its file or archive.
 
         Raises:
             UserError: a shard cannot be opened.
         """
         for index, name in enumerate(self.shards.names):
             try:
-                shard = self.shards.open(index)
+                stamp_of, shard = image_stamps(self.shards, index), self.shards.open(index)
             except UnreadableShard as error:
                 raise UserError(
                     f"{self.source}: {name} cannot be opened ({one_line(error)}); restore or remove it"
                 ) from error
-            yield from shard.entries(0)
+            yield from ((entry, stamp_of(entry)) for entry in shard.entries(0))
 
 
 def open_splits(data: str) -> tuple[LabelledSet, LabelledSet]:

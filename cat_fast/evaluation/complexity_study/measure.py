@@ -9,8 +9,8 @@ import torch
 from cat_fast.complexity import jpeg_bytes
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.complexity.signals.reconstruction_error import Distance, Reconstruct, reconstruction_errors
+from cat_fast.data.image_stamps import image_stamps
 from cat_fast.data.images.io import decode_image, image_to_bytes, image_to_tensor, resize_center_crop
-from cat_fast.data.input_samples import file_stamp
 from cat_fast.data.row_file import RowFile
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.text_files import escape_text
@@ -21,8 +21,8 @@ class Measurement(TypedDict):
     """Measurements of an image; all None but `error` if it cannot be read."""
 
     key: str
-    stamp: list[int | None]
-    """Size and time of the image's file; None for both within an archive."""
+    stamp: list[int | str | None]
+    """Stamp of the image's file, or of its archive."""
     mse: dict[str, float] | None
     """Mean squared error per ratio, of pixels in [0, 1]."""
     lpips: dict[str, float] | None
@@ -111,13 +111,15 @@ def _measured(read: Callable[[], bytes] | str, measure: Callable[[bytes], dict[s
     return dict.fromkeys(("mse", "lpips", "signal_mse", "signal_lpips", "jpeg_bytes")) | {"error": why}
 
 
-def image_readers(images: ShardSet) -> Iterator[tuple[str, list[int | None], Callable[[], bytes] | str]]:
-    """Yield key, size and time of its file, and reader of each image, or the reason why it is unusable."""
+def image_readers(
+    images: ShardSet,
+) -> Iterator[tuple[str, list[int | str | None], Callable[[], bytes] | str]]:
+    """Yield key, stamp of its file or archive, and reader of each image, or the reason why it is unusable."""
     for index, name in enumerate(images.names):
         try:
-            shard = images.open(index)
+            stamp_of, shard = image_stamps(images, index), images.open(index)
         except UnreadableShard as error:
             yield name, [None, None], f"cannot be opened ({one_line(error)})"
             continue
         for entry in shard.entries(0):
-            yield escape_text(entry.key), [*file_stamp(entry.path)], entry.damage or entry.read
+            yield escape_text(entry.key), [*stamp_of(entry)], entry.damage or entry.read

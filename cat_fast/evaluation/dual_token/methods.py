@@ -60,6 +60,7 @@ class Method:
     """Bits per image; None for methods without a code."""
     reconstruct: Callable[[Sample], Tensor | None]
     """Returns the reconstruction (3, H, W), None if there is none."""
+    uses_caption: bool = False
 
 
 def make_methods(
@@ -107,7 +108,7 @@ def make_methods(
             methods.append(Method(f"re-rendered {name}", count + length, bits + semantic_bits, draw))
         if true_text:
             draw = partial(_with_true_text, tokenizer, grid, settings)
-            methods.append(Method(f"true text {name}", None, None, draw))
+            methods.append(Method(f"true text {name}", None, None, draw, uses_caption=True))
     if length:
         alone = partial(_rerendered, tokenizer, grids[0], replace(settings, mode="semantic"))
         methods.append(Method(SEMANTIC, length, semantic_bits, alone))

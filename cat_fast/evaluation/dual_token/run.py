@@ -29,7 +29,7 @@ from cat_fast.data.images.io import (
     resize_center_crop,
     tensor_to_image,
 )
-from cat_fast.data.input_samples import file_stamp
+from cat_fast.data.input_samples import file_stamp, hash_name
 from cat_fast.data.photographs import photographs
 from cat_fast.data.row_file import RowFile
 from cat_fast.dual_token.grid import Grid
@@ -119,12 +119,9 @@ class DualRun:
         }
         claim_folder(out / SETTINGS, identity, "an evaluation")
         self._file = RowFile(out / ROWS)
-        # images that could not be read are tried again, and those whose file has changed
-        stamps = {image.key: _stamp(image) for image in images}
+        by_key = {image.key: image for image in images}
         self.rows = {
-            row["key"]: row
-            for row in self._file.read()
-            if "error" not in row and row.get("stamp") == stamps.get(row["key"])
+            row["key"]: row for row in self._file.read() if self._is_current(row, by_key.get(row["key"]))
         }
 
     def run(self, on_done: Callable[[int], None] = lambda count: None) -> None:
@@ -139,6 +136,18 @@ class DualRun:
             self._file.append(row)
             on_done(1)
 
+    def _is_current(self, row: Mapping[str, Any], image: EvaluatedImage | None) -> bool:
+        """Return True unless the image could not be read, or its file or a used caption has changed."""
+        if image is None or "error" in row:
+            return False
+        caption = self._caption_hash(image)
+        # rows of earlier versions have no caption
+        return row.get("stamp") == _stamp(image) and row.get("caption", caption) == caption
+
+    def _caption_hash(self, image: EvaluatedImage) -> str | None:
+        """Return a hash of an image's caption; None if no method uses it."""
+        return hash_name(image.caption) if any(method.uses_caption for method in self.methods) else None
+
     def _evaluate(self, image: EvaluatedImage) -> dict[str, Any]:
         try:
             sample = self._read(image)
@@ -148,6 +157,7 @@ class DualRun:
         return {
             "key": image.key,
             "stamp": _stamp(image),
+            "caption": self._caption_hash(image),
             "methods": {method.name: self._measure(method, sample) for method in self.methods},
             "guide_codes": {name: tokens.guide.flatten().tolist() for name, tokens in codes.items()},
             "semantic_codes": next(iter(codes.values())).semantic.tolist(),

@@ -8,8 +8,9 @@ from typing import Any
 from PIL import Image
 
 from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, index_photographs
+from cat_fast.data.image_stamps import Stamp, image_stamps
 from cat_fast.data.images.io import decode_image
-from cat_fast.data.input_samples import file_stamp, hash_name
+from cat_fast.data.input_samples import hash_name
 from cat_fast.data.photographs import photographs
 from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.image_files import RecordShards
@@ -35,8 +36,8 @@ class Samples:
     """Shard and number within it of each image."""
     skipped: list[Skipped]
     """Images without a score, and unreadable shards."""
-    stamps: list[tuple[int | None, int | None]]
-    """Size and time of the file of each image; None for both within an archive."""
+    stamps: list[Stamp]
+    """Stamp of the file of each image, or of its archive."""
 
     def read(self, first: int, last: int) -> Iterator[tuple[Scored, Image.Image | str]]:
         """Yield the images with numbers in [first, last) as RGB, or why they cannot be read."""
@@ -96,12 +97,13 @@ def open_samples(
     scored: list[Scored] = []
     places: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
-    stamps: list[tuple[int | None, int | None]] = []
+    stamps: list[Stamp] = []
     seen: set[str] = set()
     for index, name in enumerate(shards.names):
         if limit is not None and len(scored) == limit:
             break
         try:
+            stamp_of = image_stamps(shards, index)
             entries = list(shards.open(index).entries(0))
         except UnreadableShard as error:
             skipped.append(Skipped(name, f"the shard cannot be opened ({error})"))
@@ -120,7 +122,7 @@ def open_samples(
             seen.add(key)
             scored.append(Scored(key, score, expected))
             places.append((index, entry.number))
-            stamps.append(file_stamp(entry.path))
+            stamps.append(stamp_of(entry))
     if not scored:
         why = f"; {skipped[0].name}: {skipped[0].why}" if skipped else ""
         raise UserError(f"{data}: no image can be evaluated{why}")

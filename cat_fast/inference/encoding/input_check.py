@@ -5,6 +5,7 @@ archives. So are the key and labels of each encoded sample. Its image is read on
 time of its file or archive has changed.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -25,12 +26,15 @@ from cat_fast.data.input_samples import (
 from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.image_files import FolderShards
 from cat_fast.data.streams.formats.tar import TarShards
+from cat_fast.errors import UserError
 from cat_fast.inference.encoding.pieces import (
     complete_record,
     piece_path,
     recorded_pieces,
     split_pieces,
 )
+
+_LOG = logging.getLogger("cat_fast.data")
 
 
 class InputCheck:
@@ -53,7 +57,8 @@ class InputCheck:
         A shard with a skipped sample that has changed loses its record, so that it is encoded again.
 
         Raises:
-            UserError: the images have changed; names the first sample that differs.
+            UserError: the images have changed, and names the first sample that differs; or the image index
+                cannot be read.
         """
         if not (self.folder / LISTING).is_file():
             return
@@ -64,7 +69,7 @@ class InputCheck:
         for index in range(len(self.images.names)):
             entries, hashes = None, None
             if names is None:
-                entries = list(self.images.open(index).entries(0))
+                entries = self._rows(index)
                 hashes = list(map(_hash, entries))
                 listing.compare(hashes, [entry.key for entry in entries])
             if index in inputs and index in pieces:
@@ -84,8 +89,8 @@ class InputCheck:
         if names is not None:
             claim_listing(self.folder, map(hash_name, names))
         else:
-            shards = map(self.images.open, range(len(self.images.names)))
-            claim_listing(self.folder, (_hash(entry) for shard in shards for entry in shard.entries(0)))
+            rows = map(self._rows, range(len(self.images.names)))
+            claim_listing(self.folder, (_hash(entry) for entries in rows for entry in entries))
         self.check(())
 
     def _check_input(
@@ -95,7 +100,10 @@ class InputCheck:
         entries: Sequence[Entry] | None,
         hashes: Sequence[str] | None,
     ) -> None:
-        """Compare the samples of an input shard; entries and hashes are given if it has been opened."""
+        """Compare the samples of an input shard; entries and hashes are given if it has been opened.
+
+        An archive that cannot be opened is not a changed one: encoding retries and reports it.
+        """
         records = {number: complete_record(self._path(index, number)) for number in numbers}
         found = {number: record for number, record in records.items() if record is not None}
         try:
@@ -104,9 +112,11 @@ class InputCheck:
                 return
             opened = self.images.open(index).entries(0) if entries is None else iter(entries)
         except UnreadableShard as error:
-            raise changed_inputs(
-                self.folder, f"{self.images.names[index]} cannot be opened ({error})"
-            ) from error
+            name = self.images.names[index]
+            _LOG.warning(
+                "%s: %s cannot be opened (%s); its latents are not compared", self.folder, name, error
+            )
+            return
         last_key = ""
         for number, piece, last in split_pieces(opened, self.per_shard):
             last_key = piece[-1].key
@@ -147,6 +157,19 @@ class InputCheck:
             path.with_suffix(".json").unlink()
         elif now != before or record["archive"] != archive:
             write_json(path.with_suffix(".json"), record | {"archive": archive, "samples": now})
+
+    def _rows(self, index: int) -> list[Entry]:
+        """Return the rows of an input shard of an image index.
+
+        Raises:
+            UserError: the index cannot be read.
+        """
+        try:
+            return list(self.images.open(index).entries(0))
+        except UnreadableShard as error:
+            raise UserError(
+                f"{self.images.names[index]}: cannot be read ({error}); run the command again once it can"
+            ) from error
 
     def _path(self, index: int, number: int) -> Path:
         return piece_path(self.folder, index, number, self.shard_format)

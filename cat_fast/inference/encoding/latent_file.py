@@ -107,12 +107,14 @@ class LatentFile:
 def unique_keys(keys: Sequence[str]) -> list[str]:
     """Make keys unique by appending a number: the second "cat" becomes "cat-2"."""
     taken = {"__metadata__"}  # reserved by safetensors
+    numbers: dict[str, int] = {}  # last one tried per key; smaller ones stay taken
     unique = []
     for key in keys:
-        name, number = key, 1
+        name, number = key, numbers.get(key, 1)
         while name in taken:
             number += 1
             name = f"{key}-{number}"
+        numbers[key] = number
         taken.add(name)
         unique.append(name)
     return unique

@@ -1,6 +1,7 @@
 """Configuration dataclasses, one per YAML section; each validates itself on construction."""
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -47,6 +48,9 @@ class OptimizerConfig:
     """Global gradient norm to clip to."""
 
     def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "eps"):
+            value = getattr(self, name)
+            require(math.isfinite(value), f"optimizer.{name}: {value} is not a finite number")
         require(self.lr > 0, f"optimizer.lr: {self.lr} must be positive")
         require(len(self.betas) == 2, f"optimizer.betas: expected two numbers, got {self.betas}")
         require(
@@ -114,11 +118,16 @@ class WatchdogConfig:
     """Hang detection: a run without progress exits and prints every rank's stack."""
 
     timeout_seconds: float = 480.0
-    """Maximum time without a finished step, checkpoint or export; 0 disables the timeout. The default is
-    below NCCL's own timeout of ten minutes, which does not report the missing rank."""
+    """Maximum time without a finished step, batch of an evaluation, checkpoint or export; 0 disables the
+    timeout. The default is below NCCL's own timeout of ten minutes, which does not report the missing
+    rank."""
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds >= 0, f"watchdog.timeout_seconds: {self.timeout_seconds} is negative")
+        require(
+            math.isfinite(self.timeout_seconds),
+            f"watchdog.timeout_seconds: {self.timeout_seconds} is not finite; 0 disables the timeout",
+        )
 
 
 @dataclass(kw_only=True)
@@ -163,6 +172,10 @@ class LoggingConfig:
             "logging.wandb_project is set, but wandb is not installed: pip install 'cat-fast[wandb]', or "
             "remove the key",
         )
+
+    def grid_is_due(self, step: int) -> bool:
+        """Return True if a grid is drawn after `step`."""
+        return self.grid_every_steps > 0 and (step + 1) % self.grid_every_steps == 0
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from cat_fast.errors import UserError
 from cat_fast.packing import TokenBudgetPacker
 from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.runtime.seeding import epoch_order
 
 
 class PackedStream:
@@ -88,10 +89,5 @@ class PackedStream:
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
             selected = epochs == epoch
-            indices[selected] = _epoch_order(self.seed, int(epoch), len(self.lengths))[offsets[selected]]
+            indices[selected] = epoch_order(self.seed, int(epoch), len(self.lengths))[offsets[selected]]
         return indices
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(size)

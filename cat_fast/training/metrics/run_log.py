@@ -10,6 +10,7 @@ Only rank 0 writes these files, in the run's folder.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from cat_fast.training.runtime.ranks import Ranks
 
 METRICS = "metrics.jsonl"
 GRIDS = "grids"
+_WINDOW = 1 << 16
+"""Bytes from the end of metrics.jsonl that are read for the last record; more if it is longer."""
 
 
 class RunLog:
@@ -113,10 +116,6 @@ class RunLog:
             or now - self.last_line >= self.config.every_seconds
         )
 
-    def grid_is_due(self, step: int) -> bool:
-        every = self.config.grid_every_steps
-        return every > 0 and (step + 1) % every == 0
-
     def grid(self, step: int, image: Image.Image, figures: dict[str, float]) -> None:
         """Save a reconstruction grid of the model after `step`; log the grid and its metrics."""
         with atomic_write(self.folder / GRIDS / f"step_{step + 1:08d}.png") as part:
@@ -163,3 +162,23 @@ def iter_metrics(folder: Path) -> Iterator[dict[str, float]]:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Return the records of a run so far."""
     return list(iter_metrics(folder))
+
+
+def last_metrics(folder: Path) -> dict[str, float] | None:
+    """Return the last record of a run so far, None without records; only the end of the file is read."""
+    path = folder / METRICS
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        end, window = file.seek(0, os.SEEK_END), _WINDOW
+        while True:
+            start = file.seek(max(0, end - window))
+            lines = file.read(end - start).split(b"\n")
+            for line in reversed(lines if start == 0 else lines[1:]):  # the first one may be cut
+                try:
+                    return json.loads(line)
+                except ValueError:
+                    continue
+            if start == 0:
+                return None
+            window *= 2

@@ -23,6 +23,7 @@ from cat_fast.training.probe.model import Probe
 from cat_fast.training.rehearsal import LargestStep
 from cat_fast.training.runtime.engine import in_precision, learning_rate, make_engine, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.runtime.seeding import epoch_order
 from cat_fast.training.runtime.stand_ins import stand_in_parameters
 from cat_fast.training.step import Backward
 
@@ -72,7 +73,7 @@ class ProbeTask:
 
     def draw(self, step: int) -> Sequence[float]:
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train))
+        order = epoch_order(self.config.seed, epoch, len(self.train))
         size = self.config.data.batch_size
         self._batch = np.sort(order[number * size : (number + 1) * size])[
             self.ranks.rank :: self.ranks.world_size

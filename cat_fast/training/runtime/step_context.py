@@ -1,7 +1,8 @@
 """The step a rank is processing and its busy time, for diagnostics (guard, watchdog, straggler detection)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ class StepContext:
     """Descriptions of the step's batches, one per accumulation step."""
     _busy_since: Any = None
     _spans: list[tuple[int, Any, Any]] = field(default_factory=list)
+    _listener: Callable[[], None] | None = None
 
     def begin(self, step: int) -> None:
         self.step, self.batches = step, ()
@@ -57,6 +59,20 @@ class StepContext:
         for step, first, last in spans:
             seconds[step] = seconds.get(step, 0.0) + _seconds(first, last)
         return list(seconds.values())
+
+    def report_progress(self) -> None:
+        """Report progress of long work between steps, such as a batch of an evaluation."""
+        if self._listener is not None:
+            self._listener()
+
+    @contextmanager
+    def progress_reported_to(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Call `listener` for every `report_progress` in this context."""
+        self._listener = listener
+        try:
+            yield
+        finally:
+            self._listener = None
 
     def __str__(self) -> str:
         return f"step {self.step} ({'; '.join(self.batches)})" if self.batches else f"step {self.step}"

@@ -28,7 +28,7 @@ from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.held_out import HeldOut, TrainingShards
 from cat_fast.data.streams.plan import SHARDS_COUNTED, Mix, count_mix
-from cat_fast.data.streams.source import StreamSource
+from cat_fast.data.streams.source import StreamSource, contents_of
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import ImageDataConfig, ImageRun, TokenizerRun
 from cat_fast.training.runtime.collective_errors import on_each, on_main, raise_together
@@ -52,7 +52,7 @@ def make_source(config: ImageRun, ranks: Ranks) -> StreamSource:
         shards: ShardSet = _make_record_shards(config, ranks)
     else:
         shards = on_each(lambda: _open_training_shards(config, problems), ranks)
-    identity = shards.fingerprint, shards.extent
+    identity = shards.fingerprint, shards.extent, contents_of(shards)
     same = ranks.broadcast(identity) == identity
     different = UserError("the images differ from rank 0's: all ranks must see the same files")
     raise_together(None if same else different, ranks)

@@ -188,6 +188,7 @@ class TokenizerTask:
         return self.evaluation.evaluate(self._reconstruct, self.trainer.model.ratios)
 
     def _reconstruct(self, images: Tensor, ratio: int) -> Tensor:
+        self.ranks.step_context.report_progress()
         return functional_call(self.trainer.model, self.ema.averaged, (images, ratio)).sample
 
     def export(self, folder: Path) -> None:

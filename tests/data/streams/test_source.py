@@ -1,5 +1,6 @@
 """Streamed batches: identical after interruption, with any number of workers and with damaged data."""
 
+import json
 import logging
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from cat_fast.data.streams import source as source_module
 from cat_fast.data.streams.decoding import CropSettings, crop_seed
 from cat_fast.data.streams.formats.base import Rating
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
+from cat_fast.data.streams.held_out import HeldOut, TrainingShards
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, image, make_source, state_of, tar_set, write_shards
@@ -280,8 +282,38 @@ def test_images_added_to_a_folder_or_index_are_noticed(tmp_path, kind):
     (tmp_path / "4b.png").write_bytes(image(8))
     with pytest.raises(UserError, match="or for other images or ratios"):
         source().load_state_dict([state])
-    del state["shards"]["extent"]  # of an earlier version
+    del state["shards"]["extent"], state["shards"]["contents"]  # of an earlier version
     source().load_state_dict([state])
+
+
+def test_another_ratio_in_the_middle_of_an_index_is_noticed(tmp_path):
+    index = tmp_path / "index.jsonl"
+    (tmp_path / "a.png").write_bytes(image(3))
+    rows = [{"path": "a.png", "key": f"k{number}", "ratio": 16} for number in range(5)]
+
+    def source() -> StreamSource:
+        index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return make_source(TrainingShards(IndexShards(index), HeldOut(0.0, 0)), shares={16: 1.0})
+
+    state = state_of(source())
+    source().load_state_dict([state])
+    rows[2]["ratio"] = 32
+    with pytest.raises(UserError, match="or for other images or ratios"):
+        source().load_state_dict([state])
+    del state["shards"]["contents"]  # of an earlier version
+    source().load_state_dict([state])
+
+
+def test_a_renamed_file_in_the_middle_of_a_folder_is_noticed(tmp_path):
+    def source() -> StreamSource:
+        return make_source(FolderShards(tmp_path), rating=None, shares={16: 1.0})
+
+    for name in "ace":
+        (tmp_path / f"{name}.png").write_bytes(image(3))
+    state = state_of(source())
+    (tmp_path / "c.png").rename(tmp_path / "d.png")
+    with pytest.raises(UserError, match="or for other images or ratios"):
+        source().load_state_dict([state])
 
 
 def test_colours_change_on_request(folder):

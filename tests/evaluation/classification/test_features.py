@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -169,6 +170,17 @@ def test_the_fingerprint_changes_with_any_image(tmp_path):
     replaced = fingerprint()
     Image.new("RGB", (8, 8)).save(tmp_path / "b" / "2.png")
     assert len({before, replaced, fingerprint()}) == 3
+
+
+def test_the_fingerprint_changes_with_an_archive(tmp_path):
+    def fingerprint(shade):
+        Image.new("RGB", (8, 8), (shade, shade, shade)).save(tmp_path / "k.png")
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(tmp_path / "k.png", "k.png")
+        os.utime(tmp_path / "a.tar", (shade, shade))
+        return open_splits(f"{tmp_path / 'a.tar'}::{tmp_path / 'a.tar'}")[0].fingerprint
+
+    assert fingerprint(10) == fingerprint(10) != fingerprint(20)
 
 
 def test_archives_that_cannot_be_opened_are_named(tmp_path):

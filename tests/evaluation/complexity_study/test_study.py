@@ -1,6 +1,7 @@
 """The study of complexity: best ratios, correlations, agreement, and a run on the packaged photographs."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -162,6 +163,24 @@ def test_only_new_and_replaced_images_are_measured_again(tmp_path: Path) -> None
     (folder / "a.jpg").write_bytes(other)
     assert measure() == ["a.jpg", "b.jpg"]
     assert calls == [other]
+
+
+def test_images_of_a_replaced_archive_are_measured_again(tmp_path: Path) -> None:
+    calls: list[bytes] = []
+
+    def measure(number: int) -> list[bytes]:
+        calls.clear()
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(photographs()[number].path, "k.jpg")
+        os.utime(tmp_path / "a.tar", (number, number))
+        images = open_study_images(str(tmp_path / "a.tar"))
+        rows = measure_all(images, tmp_path / "rows.jsonl", lambda content: {"error": calls.append(content)})
+        assert [row["key"] for row in rows] == ["k"]
+        return calls
+
+    assert len(measure(0)) == 1
+    assert measure(0) == []
+    assert measure(1) == [photographs()[1].path.read_bytes()]
 
 
 def test_files_of_one_scorer_need_names(cat_fast, tmp_path: Path) -> None:  # noqa: F811

@@ -10,11 +10,12 @@ from PIL import Image
 from torch import nn
 
 from cat_fast.data.images.io import tensor_to_image
+from cat_fast.dual_token.rerender.rerender import RerenderSettings
 from cat_fast.dual_token.resize import resize
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
 from cat_fast.evaluation.dual_token.bit_budget import at_bits
-from cat_fast.evaluation.dual_token.methods import Sample, make_methods
+from cat_fast.evaluation.dual_token.methods import Method, Sample, make_methods
 from cat_fast.evaluation.dual_token.movq import MoVQ
 from cat_fast.evaluation.dual_token.run import ROWS, DualRun, evaluated_images
 from cat_fast.evaluation.dual_token.summary import summarize
@@ -111,6 +112,37 @@ def test_an_image_that_was_replaced_is_measured_again(folder, tmp_path):
     again.run()
     assert sorted(make_run(folder, tmp_path / "out").rows) == ["a.png", "b.png", "c.png"]
     assert again.rows["b.png"]["methods"]["mean colour"]["psnr"] > 40
+
+
+@pytest.mark.parametrize("uses_caption", [True, False])
+def test_an_image_is_measured_again_if_a_method_uses_its_caption_and_it_changed(
+    folder, tmp_path, uses_caption
+):
+    index = tmp_path / "index.jsonl"
+    method = Method("copy", None, None, lambda sample: sample.image, uses_caption=uses_caption)
+    tokenizer = DualTokenizer(tiny_guide(), max_side=8)
+
+    def make(caption):
+        rows = [{"path": f"images/{key}.png", "key": key, "caption": caption} for key in "abc"]
+        rows[0]["caption"] = rows[2]["caption"] = "a gradient"
+        index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        images = evaluated_images(str(index))
+        return DualRun(images, [method], tokenizer, GRIDS, SIZE, ("mae", Distance()), tmp_path / "out", {})
+
+    make("a sky").run()
+    assert sorted(make("a sky").rows) == ["a", "b", "c"]
+    assert sorted(make("a sea").rows) == (["a", "c"] if uses_caption else ["a", "b", "c"])
+    rows = [json.loads(line) for line in (tmp_path / "out" / ROWS).read_text().splitlines()]
+    for row in rows:
+        del row["caption"]  # of an earlier version
+    (tmp_path / "out" / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sorted(make("a sea").rows) == ["a", "b", "c"]
+
+
+def test_only_true_text_uses_captions():
+    tokenizer = DualTokenizer(tiny_guide(), max_side=8)
+    methods = make_methods(tokenizer, GRIDS, RerenderSettings(), true_text=True)
+    assert [method.name for method in methods if method.uses_caption] == ["true text 2", "true text 4"]
 
 
 def test_unreadable_images_are_left_out(folder, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.streams.formats import image_files, tar
+from cat_fast.data.streams.formats.base import UnreadableShard
 from cat_fast.data.streams.formats.sidecar import write_sidecar
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.shard_plan import WorkUnit
@@ -219,3 +220,33 @@ def test_changed_archives_and_sidecars_are_named(tokenizer, archives, tmp_path):
     (archives / "a.tar").unlink()
     with pytest.raises(UserError, match="started with other images"):
         make(tokenizer, archives, out)
+
+
+def test_an_archive_that_cannot_be_opened_is_left_to_the_encoder(tokenizer, archives, tmp_path, caplog):
+    source, out = f"{archives}/{{a,b}}.tar", tmp_path / "out"
+    started = [WorkUnit(0, part=0, parts=2), WorkUnit(1)]
+    assert make(tokenizer, source, out, classes=["image"], per_shard=1, units=started).encoded == 3
+    (archives / "a.tar").rename(tmp_path / "a.tar")
+    summary = make(tokenizer, source, out, per_shard=1)
+    assert (summary.encoded, summary.latents, len(summary.unreadable)) == (0, 2, 1)
+    assert "a.tar: FileNotFoundError" in summary.unreadable[0]
+    assert "a.tar cannot be opened (FileNotFoundError" in caplog.text
+    (tmp_path / "a.tar").rename(archives / "a.tar")
+    again = make(tokenizer, source, out, per_shard=1)
+    assert (again.encoded, again.latents, again.unreadable) == (1, 4, [])
+
+
+def test_an_index_that_cannot_be_read_is_one_line(tokenizer, index, tmp_path, monkeypatch):
+    make(tokenizer, index, tmp_path / "out", units=[WorkUnit(0)])
+    before = contents(tmp_path / "out")
+
+    def fail(shards, number):
+        raise UnreadableShard("[Errno 5] Input/output error")
+
+    monkeypatch.setattr(image_files.IndexShards, "open", fail)
+    for folder in ("out", "new"):
+        with pytest.raises(
+            UserError, match=r"^index\.jsonl, lines from 1: cannot be read \(.*output error\)"
+        ):
+            make(tokenizer, index, tmp_path / folder, classes=["sky"])
+    assert contents(tmp_path / "out") == before

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.errors import UserError
-from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, write_latents
+from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
 
 RECORDS = {
     "cat": LatentRecord(ratio=8, size=64, source="cat.jpg", score=7, why="ein Kätzchen"),
@@ -95,3 +95,20 @@ def test_truncated_file_is_rejected(path):
         path.write_bytes(complete[:length])
         with pytest.raises(UserError, match="damaged"):
             LatentFile.open(path)
+
+
+def test_repeated_keys_get_the_next_free_number():
+    keys = ["a", "a", "a-2", "a", "b", "__metadata__", "a-3"]
+    assert unique_keys(keys) == ["a", "a-2", "a-2-2", "a-3", "b", "__metadata__-2", "a-3-2"]
+
+
+def test_the_numbers_of_a_repeated_key_are_tried_once():
+    tried = []
+
+    class Key(str):
+        def __format__(self, spec: str) -> str:
+            tried.append(self)
+            return str.__format__(self, spec)
+
+    assert unique_keys([Key("image")] * 100)[-1] == "image-100"
+    assert len(tried) == 99

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cat_fast import console
 from cat_fast.training.config.settings import LoggingConfig, RunConfig, ScheduleConfig
-from cat_fast.training.metrics.run_log import METRICS, RunLog, read_metrics, report
+from cat_fast.training.metrics import run_log
+from cat_fast.training.metrics.run_log import METRICS, RunLog, last_metrics, read_metrics, report
 from cat_fast.training.runtime.ranks import Ranks
 
 
@@ -135,7 +136,7 @@ def test_terminal_shows_a_bar_instead_of_lines(tmp_path, monkeypatch):
 
 def test_grids_are_saved_and_their_metrics_logged(tmp_path):
     with RunLog(settings(tmp_path, 6, grid_every_steps=2), 0) as log:
-        due = [step for step in range(6) if log.grid_is_due(step)]
+        due = [step for step in range(6) if log.config.grid_is_due(step)]
         for step in due:
             log.grid(step, Image.new("RGB", (5, 4), (step * 40, 0, 0)), {"held_out/psnr_8x": 20.0 + step})
     assert due == [1, 3, 5]
@@ -146,8 +147,8 @@ def test_grids_are_saved_and_their_metrics_logged(tmp_path):
 
 
 def test_grids_are_disabled_by_default(tmp_path):
-    with RunLog(settings(tmp_path), 0) as log:
-        assert not any(log.grid_is_due(step) for step in range(100))
+    logging = settings(tmp_path).logging
+    assert not any(logging.grid_is_due(step) for step in range(100))
 
 
 def test_complete_run_is_summarized_in_a_line_and_a_file(tmp_path, capsys):
@@ -162,3 +163,22 @@ def test_complete_run_is_summarized_in_a_line_and_a_file(tmp_path, capsys):
     line = capsys.readouterr().out
     assert line.startswith("5 steps in 0:00:0")
     assert "10 images, 50 tokens" in line
+
+
+def test_the_last_record_is_found_wherever_a_killed_run_cut_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_log, "_WINDOW", 16)  # less than a record
+    assert last_metrics(tmp_path) is None
+    write(tmp_path, 0, 4, long=1 / 3)
+    content = (tmp_path / METRICS).read_bytes()
+    for size in range(len(content) + 1):
+        (tmp_path / METRICS).write_bytes(content[:size])
+        assert last_metrics(tmp_path) == (read_metrics(tmp_path) or [None])[-1]
+    assert last_metrics(tmp_path)["step"] == 3
+
+
+def test_the_last_record_is_found_without_the_others(tmp_path, monkeypatch):
+    write(tmp_path, 0, 10)
+    lines, loads = [], json.loads
+    monkeypatch.setattr(run_log.json, "loads", lambda line: lines.append(line) or loads(line))
+    assert last_metrics(tmp_path)["step"] == 9
+    assert [line for line in lines if line] == (tmp_path / METRICS).read_bytes().splitlines()[-1:]

@@ -13,6 +13,7 @@ from cat_fast.training.probe.model import Probe
 from cat_fast.training.probe.task import PREDICTIONS, ProbeTask
 from cat_fast.training.runtime.engine import learning_rate
 from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.runtime.seeding import epoch_order
 from tests.cli.conftest import tiny_tokenizer
 from tests.training.rank_processes import run_ranks
 
@@ -136,3 +137,19 @@ def test_the_rehearsal_runs_in_the_precision_of_the_run():
     task._loss = loss
     task.largest_step().run()
     assert seen == [torch.bfloat16]
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
+    task = ProbeTask.__new__(ProbeTask)
+    task.config = ProbeRun(task="probe", output_dir="unused", seed=11)
+    task.config.data.batch_size = 8
+    task.ranks, task.train = Ranks(), range(COUNT)
+    orders = [np.random.default_rng([11, epoch]).permutation(COUNT) for epoch in (0, 1)]
+    drawn, default_rng = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or default_rng(seed))
+    epoch_order.cache_clear()
+    for step in range(6):
+        task.draw(step)
+        rows = orders[step // 3][step % 3 * 8 : (step % 3 + 1) * 8]
+        np.testing.assert_array_equal(task._batch, np.sort(rows))
+    assert drawn == [[11, 0], [11, 1]]

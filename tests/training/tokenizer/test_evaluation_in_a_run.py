@@ -1,9 +1,14 @@
 """A run with evaluations is bit-identical to one without, also after resuming, and logs them."""
 
 import json
+from types import SimpleNamespace
+
+import torch
 
 from cat_fast.training.metrics.evaluation_log import EVALUATIONS, read_evaluations
 from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.tokenizer.task import TokenizerTask
 from tests.training.rank_processes import run_ranks
 from tests.training.runs import settings
 
@@ -44,3 +49,21 @@ def test_evaluations_leave_the_run_as_it_is(tmp_path):
     train(tmp_path / "without", every=0, total=6)
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
     assert [record["step"] for record in read_evaluations(tmp_path / "with")] == [1, 3, 5]
+
+
+def test_each_batch_of_an_evaluation_reports_progress():
+    class Copy(torch.nn.Module):
+        ratios = (8, 16)
+
+        def forward(self, images, ratio):
+            return SimpleNamespace(sample=images)
+
+    def evaluate(reconstruct, ratios):
+        return {f"psnr_{ratio}x": reconstruct(torch.ones(1), ratio).item() for ratio in ratios}
+
+    task, reports = TokenizerTask.__new__(TokenizerTask), []
+    task.ranks, task.trainer = Ranks(), SimpleNamespace(model=Copy())
+    task.ema, task.evaluation = SimpleNamespace(averaged={}), SimpleNamespace(evaluate=evaluate)
+    with task.ranks.step_context.progress_reported_to(lambda: reports.append("batch")):
+        assert task.evaluate() == {"psnr_8x": 1.0, "psnr_16x": 1.0}
+    assert reports == ["batch", "batch"]

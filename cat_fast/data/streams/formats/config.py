@@ -1,5 +1,6 @@
 """Configuration of an image stream (`data.stream`)."""
 
+import math
 from dataclasses import dataclass
 
 from cat_fast.errors import UserError
@@ -39,8 +40,8 @@ class StreamConfig:
         for name in ("shuffle_images", "shuffle_megabytes", "attempts"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.stream.{name}: {getattr(self, name)} must be positive")
-        if self.first_wait < 0:
-            raise UserError(f"data.stream.first_wait: {self.first_wait} is negative")
+        if not 0 <= self.first_wait < math.inf:
+            raise UserError(f"data.stream.first_wait: {self.first_wait} is negative or not finite")
         if self.unscored not in UNSCORED:
             raise UserError(f"data.stream.unscored: {self.unscored!r} is not {' or '.join(UNSCORED)}")
         if self.unreadable not in UNREADABLE:

@@ -1,5 +1,6 @@
 """Images in separate files, from an image index of any length or a folder; consecutive files form a shard."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,16 @@ class IndexShards:
         self.starts: list[tuple[int, int]] = []
         """Line number and offset in bytes of each shard."""
         self.extent = 0
-        for image, (line, offset, _) in enumerate(index_lines(self.path)):
+        digest = hashlib.blake2b(digest_size=8)
+        for image, (line, offset, content) in enumerate(index_lines(self.path)):
+            digest.update(content.strip() + b"\n")
             if image % FILES_PER_SHARD == 0:
                 self.starts.append((line, offset))
             self.extent = image + 1
         if not self.starts:
             raise UserError(f"image index {self.path} contains no images")
+        self.contents = digest.hexdigest()
+        """Hash of all lines."""
         self._end = self.path.stat().st_size
         self.names = [f"{self.path.name}, lines from {line}" for line, _ in self.starts]
         self.fingerprint = fingerprint_of(self.names)
@@ -112,6 +117,8 @@ class FolderShards:
             raise UserError(f"data.folder: {folder}: no such folder")
         self.files = [str(path.relative_to(self.folder)) for path in find_images([self.folder])]
         self.extent = len(self.files)
+        self.contents = _hash_names(self.files)
+        """Hash of the relative paths of all files."""
         self.names = self.files[::FILES_PER_SHARD]
         self.fingerprint = fingerprint_of(self.names)
         self._not_classes = _download_folders(self.folder, self.files) if described else set()
@@ -196,3 +203,10 @@ def read_file(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except ValueError as error:  # not a valid file name
         raise OSError(str(error)) from error
+
+
+def _hash_names(names: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name in names:
+        digest.update(f"{name}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()
