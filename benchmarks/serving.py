@@ -31,6 +31,7 @@ from benchmarks.schedules.goals import goals
 from benchmarks.schedules.serve import Serve, columns
 from benchmarks.schedules.tuning import contestants, time_alone, tune
 from benchmarks.shared import machine
+from benchmarks.shared.harness import rounded
 from benchmarks.shared.program import why_not_resumed
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
@@ -156,9 +157,9 @@ def _measure_all(given: argparse.Namespace) -> None:
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results atomically, with floats of four digits."""
+    """Write results atomically, with floats of four digits and null for an unlimited ratio."""
     with atomic_write(path) as part:
-        part.write_text(json.dumps(_rounded(dict(results)), indent=1, allow_nan=False) + "\n")
+        part.write_text(json.dumps(rounded(results), indent=1, allow_nan=False) + "\n")
 
 
 def loads_of(file: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -173,14 +174,6 @@ def loads_of(file: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]
     if reason:
         _progress(f"{file}: {reason}; measured again")
     return {} if reason else before["mixes"]
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _progress(text: str) -> None:
