@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from benchmarks.bounds.data_sheets import DataSheet
 from benchmarks.cluster.links import Assumptions, NcclLink, Node
 from benchmarks.cluster.model import Failures, communicate, slowest_of, waiting_for_data
-from benchmarks.cluster.work import Work, memory_bytes
+from benchmarks.cluster.work import Work, checkpoint_bytes, memory_bytes
 from benchmarks.cluster.zero import CONTROL, exchanges
 from cat_fast.data.sampling.balanced_plan import BalancedPlan
 from cat_fast.data.sampling.cost_table import Cost, CostTable
@@ -17,8 +17,6 @@ from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 SHARES = {8: 0.10, 16: 0.48, 32: 0.42}
 """Mix of the tokenizer's training."""
 CHECKPOINT_STEPS = 5000
-CHECKPOINT_BYTES = 12
-"""Per parameter: weights and two moments."""
 RESERVED = 0.1
 """Share of a GPU's memory that is left free."""
 PLANNED_STEPS, PLANNED_BATCHES = 32, 4096
@@ -120,10 +118,9 @@ def simulate_run(run: Run, work: Work, cluster: Cluster, ranks: int, stage: int)
     rate = cluster.loader_rate * node.cores / node.gpus
     loading = waiting_for_data(images, occupied, rate) if run.loads_images else 0.0
     step = occupied + loading
-    parameters = sum(engine.parameters for engine in work.engines)
     failures = Failures(
         hours_between=assumed.failure_hours_per_gpu / ranks,
-        checkpoint_seconds=CHECKPOINT_BYTES * parameters / assumed.storage_bytes_per_second,
+        checkpoint_seconds=checkpoint_bytes(work, stage) / assumed.storage_bytes_per_second,
         interval_seconds=CHECKPOINT_STEPS * step,
         restart_seconds=assumed.restart_seconds,
     ).hours(steps * step / 3600)

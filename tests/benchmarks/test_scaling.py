@@ -3,8 +3,9 @@
 import json
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from benchmarks.cluster.zero import Exchange, exchanges
 from benchmarks.shared.committed import committed
 from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.errors import UserError
+from cat_fast.training.checkpoints.engine_state import parameter_count, saved_bytes
 from tests.training.rank_processes import run_ranks
 
 NODES, ASSUMED = links.read_links()
@@ -284,6 +286,22 @@ def test_memory_adds_weights_optimizer_gradients_buckets_and_activations():
     assert work.memory_bytes(costs, counts, 4, 2) == common + 0.1e9
     partitioned = 4 * 0.1e9 + 0.1e9 + 0.1e9  # weights, master weights, two moments; average; gradients
     assert work.memory_bytes(costs, counts, 4, 3) == partitioned + 0.4e9 + 0.2e9 + frozen + activations
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_checkpoint_has_the_states_of_all_engines_and_the_average_of_the_first(stage):
+    modules = [torch.nn.Linear(30, 10), torch.nn.Linear(4, 1)]
+    saved = [SimpleNamespace(module=one, zero_optimization_stage=lambda: stage) for one in modules]
+    engines = [
+        work.Engine(name="", tensors=[parameter.numel() for parameter in one.parameters()]) for one in modules
+    ]
+    expected = sum(map(saved_bytes, saved)) + 4 * parameter_count(modules[0])
+    assert work.checkpoint_bytes(replace(WORK, engines=engines), stage) == expected
+
+
+def test_a_checkpoint_stops_the_run_while_it_is_written():
+    seconds = work.checkpoint_bytes(WORK, 2) / ASSUMED.storage_bytes_per_second
+    assert simulate("tokenizer", 64)["checkpoint_hours"] == pytest.approx(1_000_000 / 5000 * seconds / 3600)
 
 
 def test_the_best_stage_is_the_fastest_that_fits_and_ties_are_marked():
