@@ -101,14 +101,15 @@ def simulate_run(run: Run, work: Work, cluster: Cluster, ranks: int, stage: int)
     busy = _computing(run, work, assumed, batch, ranks, accumulation, together=stage == 1)
     update = work.optimizer_seconds / ranks
     link = NcclLink(node, ranks, assumed)
-    backward = assumed.backward_share * busy.mean / (accumulation if stage == 1 else 1)
+    backward = assumed.backward_share * busy.mean
+    passes = {"forward": busy.mean - backward, "backward": backward / (accumulation if stage == 1 else 1)}
     talks = {
         engine.name: exchanges(engine.tensors, stage, accumulation) if ranks > 1 else []
         for engine in work.engines
     }
     # The other engines' gradients fit into one bucket, which nothing hides.
     parts = {
-        name: communicate(found, link, backward if name == work.engines[0].name else 0.0)
+        name: communicate(found, link, **(passes if name == work.engines[0].name else {}))
         for name, found in talks.items()
     }
     control = link.seconds(CONTROL)

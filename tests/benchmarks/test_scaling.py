@@ -71,8 +71,19 @@ def test_stage_3_gathers_weights_twice_that_are_reused_late():
 
 def test_all_buckets_but_the_last_overlap_with_the_backward_pass():
     first, second, *_ = exchanges([40_000_000, 30_000_000, 30_000_000], 1)
-    assert (first.elements, first.calls, first.overlaps) == (40_000_000, 1, False)
-    assert (second.elements, second.calls, second.overlaps) == (60_000_000, 2, True)
+    assert (first.elements, first.calls, first.hidden_by) == (40_000_000, 1, None)
+    assert (second.elements, second.calls, second.hidden_by) == (60_000_000, 2, "backward")
+
+
+def test_stage_3_waits_for_the_first_bucket_of_weights_and_for_small_tensors():
+    found = exchanges([100_000_000] * 6 + [50_000], 3, accumulation=2)
+    gathers = {(one.elements, one.calls, one.hidden_by) for one in found if one.collective == "all_gather"}
+    assert gathers == {
+        (2 * 50_000_000, 2, None),
+        (2 * 550_000_000, 2 * 11, "forward"),
+        (2 * 100_000_000, 2 * 2, "backward"),
+        (50_000, 1, None),
+    }
 
 
 def test_the_collectives_are_those_of_deepspeed(tmp_path):
@@ -126,19 +137,40 @@ def counted(name, function, counts):
     return run
 
 
-def test_communication_hides_behind_the_backward_pass_up_to_its_time():
+def test_communication_hides_behind_its_pass_up_to_the_time_of_computing():
     class Constant:
         def seconds(self, exchange):
             return 0.1 * exchange.calls
 
     found = [
-        Exchange(collective="all_reduce", elements=1, calls=3, overlaps=True),
+        Exchange(collective="all_reduce", elements=1, calls=3, hidden_by="backward"),
+        Exchange(collective="all_gather", elements=1, calls=2, hidden_by="forward"),
         Exchange(collective="all_gather", elements=1, calls=1),
     ]
-    for backward, exposed in ((0.0, 0.4), (0.2, 0.2), (9.0, 0.1)):
-        part = communicate(found, Constant(), backward)
+    for forward, backward, exposed in ((0.0, 0.0, 0.6), (0.0, 0.2, 0.4), (0.1, 9.0, 0.2), (9.0, 9.0, 0.1)):
+        part = communicate(found, Constant(), forward=forward, backward=backward)
         assert part.exposed == pytest.approx(exposed)
-        assert part.exposed + part.hidden == pytest.approx(0.4)
+        assert part.exposed + part.hidden == pytest.approx(0.6)
+
+
+def test_gathered_weights_hide_behind_the_forward_pass():
+    """Under ZeRO 3 only the last reduced bucket, the first gathered one and single values are waited for."""
+    costs = work.Work(
+        engines=[work.Engine(name="transformer", tensors=[50_000_000] * 8)],
+        seconds={16: Cost(0.0, 1.0)},
+        launches={16: 1},
+        optimizer_seconds=0.0,
+        activations={16: Cost(0.0, 1e8)},
+    )
+    row = simulate("transformer", 8, 3, costs=costs)
+    calls, link = row["accumulation"], links.NcclLink(NODES["A100"], 8, ASSUMED)
+    waited_for = [
+        Exchange(collective="reduce_scatter", elements=calls * 50_000_000, calls=calls),
+        Exchange(collective="all_gather", elements=calls * 50_000_000, calls=calls),
+        Exchange(collective="all_reduce", elements=1, calls=1),
+        zero.CONTROL,
+    ]
+    assert row["communication_ms"] == pytest.approx(1e3 * sum(map(link.seconds, waited_for)))
 
 
 def test_a_ring_over_nodes_is_as_fast_as_their_adapters():
