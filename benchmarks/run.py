@@ -8,8 +8,9 @@
 
 Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`) and record the suite's arguments.
 Results of this machine in DIR are kept if they were measured with the same arguments, or with none; delete a
-file to measure again. Claims are kept while they are newer than all other results. An interrupted benchmark
-resumes with its missing cases where it can: on the same machine, at the same commit without local changes.
+file to measure again. Counted ones are kept at the same commit without local changes only, and claims while
+they are newer than all other results. An interrupted benchmark resumes with its missing cases where it can:
+on the same machine, at the same commit without local changes.
 `run.json` in DIR lists commands, seconds and states, also of earlier calls. --plan runs nothing and prints a
 table of minutes: those of DIR where it has results, else estimates; with --only, the suite can then be run in
 parts. `python -m benchmarks.report DIR` makes the report.
@@ -154,7 +155,7 @@ def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[
         if file := kept.get(job.name):
             known = state if state.get("file") == file.name else {}
             states[job.name] = {**asdict(job), "state": FINISHED, **known, **_kept_state(file)}
-            print(f"{job.name}: {_why_kept(file, about)}", flush=True)
+            print(f"{job.name}: {_why_kept(job, file, about)}", flush=True)
         elif state.get("state") not in (FAILED, INTERRUPTED) or _arguments(state) != job.arguments:
             states[job.name] = {**asdict(job), "state": MISSING}
     waiting = [job for job in jobs if job.name not in kept]
@@ -228,12 +229,19 @@ def kept_files(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> dict
 
 
 def _existing(job: Job, out: Path, about: Mapping[str, Any]) -> Path | None:
-    """Return the newest results with the job's arguments or with none."""
+    """Return the newest results that a job need not measure again."""
     for path in sorted(out.glob(f"{job.name}_{job.slug(about)}_*.json"), reverse=True):
         match = NAME.fullmatch(path.name)
-        if match and match["model"] == job.name and arguments_of(read(path)) in ((), job.arguments):
+        if match and match["model"] == job.name and _suffices(job, read(path), about):
             return path
     return None
+
+
+def _suffices(job: Job, content: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """Return True for results with the job's arguments or with none; counted ones must be of this commit."""
+    if job.counted and why_not_resumed(content, {"commit": about.get("commit")}):
+        return False
+    return arguments_of(content) in ((), job.arguments)
 
 
 def _is_newest(path: Path) -> bool:
@@ -254,11 +262,9 @@ def _arguments(state: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(state.get("arguments", ()))
 
 
-def _why_kept(path: Path, about: Mapping[str, Any]) -> str:
-    commit = read(path).get("about", {}).get("commit")
-    other = f", of commit {commit}" if commit != about.get("commit") else ""
-    changed = ", with uncommitted changes" if machine.is_dirty(commit) else ""
-    return f"kept: {path.name}{other}{changed}; delete it to measure again"
+def _why_kept(job: Job, path: Path, about: Mapping[str, Any]) -> str:
+    reason = None if job.counted else why_not_resumed(read(path), about)
+    return f"kept: {path.name}{f', {reason}' if reason else ''}; delete it to measure again"
 
 
 def _part(job: Job, out: Path, about: Mapping[str, Any]) -> Path:
@@ -294,7 +300,8 @@ def _run(job: Job, out: Path, about: Mapping[str, Any], resumed: bool) -> dict[s
         described = content.get("about", {})
         if not described.get("missing"):
             state = MISSES if code else FINISHED
-            described |= {"arguments": job.arguments, "exit_code": code}
+            ran = {"arguments": job.arguments, "exit_code": code}
+            described = {"commit": about.get("commit"), **described, **ran}
             write_json(part, {**content, "about": described})
             part.rename(path)
     if state != FINISHED:
