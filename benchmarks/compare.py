@@ -10,7 +10,8 @@ of the same code and machine as A. `--noise` names the rounds, else they are A/a
 more than its band and by more than 2 %.
 
 Figures of A that are wrong or missing in B, and benchmarks that failed in B, count as regressions. Results of
-other machines, arguments or efforts, and cases of other details, are not compared, and are listed.
+other machines, arguments or efforts, rounds of another commit than A, and cases of other details are not
+compared, and are listed.
 
 Exit codes: 0 no regression, 1 a regression, 2 for invalid usage or if nothing could be compared.
 """
@@ -294,8 +295,16 @@ def compare_all(before: Source, after: Source, rounds: Sequence[Source]) -> dict
                 comparison.not_compared.append(reason)
                 continue
             others = [one.results[name] for one in rounds if name in one.results]
-            found[name] = compare(name, old, new, [o for o in others if not why_not_comparable(old, o)])
+            comparable = [one for one in others if not why_not_comparable(old, one)]
+            same = [one for one in comparable if _commit(one) == _commit(old)]
+            found[name] = compare(name, old, new, same)
+            found[name].not_compared += ["a round of another commit"] * (len(comparable) - len(same))
     return found
+
+
+def _commit(content: Mapping[str, Any]) -> str | None:
+    commit: str | None = content.get("about", {}).get("commit")
+    return commit
 
 
 def lines(name: str, found: Comparison) -> list[str]:

@@ -123,6 +123,19 @@ def test_a_run_that_failed_is_a_regression_and_rounds_are_found_next_to_the_resu
     assert "measured with different arguments ([] and ['--quick'])" in capsys.readouterr().out
 
 
+def test_rounds_of_another_commit_do_not_widen_the_band(tmp_path, capsys):
+    name = "kernels_a-2t_2026-01-01.json"
+    a = tmp_path / "a"
+    write(a, name, results(1.0, commit="abc1234"))
+    write(a / "again_1", name, results(1.01, commit="abc1234"))
+    write(a / "again_2", name, results(1.5, commit="def5678"))
+    b = write(tmp_path, name, results(1.2, commit="def5678"))
+    assert compare.main([str(a), b]) == 1
+    printed = capsys.readouterr().out
+    assert "worse    +20.0% (noise 2.0% by quartiles)" in printed
+    assert printed.count("not compared: a round of another commit") == 1
+
+
 def test_the_command_fails_on_a_regression_and_compares_no_other_machine(tmp_path, capsys):
     a = write(tmp_path, "kernels_a-2t_2026-01-01.json", results(1.0))
     b = write(tmp_path, "kernels_a-2t_2026-01-02.json", results(1.5))
