@@ -35,8 +35,8 @@ LEAST = 0.02
 WITHOUT_QUARTILES = 0.05
 """Least band of figures that were measured once."""
 BETTER, WORSE, SAME = "better", "worse", "same"
-LOWER, HIGHER = "lower", "higher"
-"""The better direction of a figure."""
+LOWER, HIGHER, LOWER_SHARE = "lower", "higher", "lower share"
+"""The better direction of a figure. Of a share, what is left is compared: noise multiplies small shares."""
 
 Keys = tuple[str, ...]
 """Keys from the top of a file to a figure."""
@@ -73,7 +73,7 @@ FIGURES: Mapping[str, Mapping[Keys, str]] = {
     "startup": {("seconds", "*"): LOWER},
     "checkpoints": {("checkpoints", "*", "save_seconds"): LOWER, ("checkpoints", "*", "load_seconds"): LOWER},
     "scoring": {("scorers", "*", "seconds"): LOWER},
-    "straggler": {("cases", "*", "wait"): LOWER},
+    "straggler": {("cases", "*", "wait"): LOWER_SHARE},
     "serving": SERVED,
     "serving_simulation": SERVED,
 }
@@ -100,6 +100,11 @@ class Figure:
         if self.low == self.high:
             return WITHOUT_QUARTILES / 2
         return max(_apart(self.high, self.median), _apart(self.median, self.low))
+
+    @property
+    def rest(self) -> "Figure":
+        """The rest of a share, up to 1."""
+        return Figure(1 - self.median, 1 - self.high, 1 - self.low)
 
 
 @dataclass(frozen=True)
@@ -201,13 +206,19 @@ def compare(
 
 def figures(name: str, content: Mapping[str, Any]) -> dict[Keys, tuple[Figure, str]]:
     """Return the figures of a result with their better direction, by their keys; wrong cases have none."""
-    found = {}
+    found: dict[Keys, tuple[Figure, str]] = {}
     for pattern, direction in FIGURES[name].items():
         for keys, value in _walk(content, pattern):
             if isinstance(value, Mapping):
-                found[keys] = Figure(value["median"], value["low"], value["high"]), direction
+                figure = Figure(value["median"], value["low"], value["high"])
             elif value is not None:
-                found[keys] = Figure(value, value, value), direction
+                figure = Figure(value, value, value)
+            else:
+                continue
+            if direction == LOWER_SHARE:
+                found[(*keys[:-1], f"1 - {keys[-1]}")] = figure.rest, HIGHER
+            else:
+                found[keys] = figure, direction
     return found
 
 

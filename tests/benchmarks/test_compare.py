@@ -71,6 +71,18 @@ def test_ratios_to_baselines_are_compared_in_their_direction():
     assert compare.compare("kernels", results(1.0), results(1.0, ratio=3.0)).regressions == 0
 
 
+@pytest.mark.parametrize(("after", "regressions"), [(0.008, 0), (0.2, 1)])
+def test_of_waiting_the_time_that_is_left_is_compared(after, regressions):
+    """Twice a share of 0.4 % is noise."""
+    found = compare.compare(
+        "straggler", *({"cases": {"balanced.64": {"wait": wait}}} for wait in (0.004, after))
+    )
+    (change,) = found.changes
+    assert change.case == "balanced.64 1 - wait"
+    assert (change.before, change.after) == pytest.approx((0.996, 1 - after))
+    assert found.regressions == regressions
+
+
 def test_what_is_wrong_or_missing_in_the_newer_result_is_a_regression():
     wrong, none = results(1.0), results(1.0)
     wrong["cases"]["k.forward"] |= {"right": False, "seconds": {}, "ratios": {}}
