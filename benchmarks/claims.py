@@ -262,7 +262,11 @@ def build(quick: bool, results: Results) -> dict[str, Any]:
     if not quick:
         groups["scoring"] = lambda: scoring_rows(results)
     report: dict[str, Any] = {
-        "about": {"benchmark": "claims", "mix of CAT": {f"{f}x": share for f, share in IMAGENET.items()}},
+        "about": {
+            "benchmark": "claims",
+            "mix of CAT": {f"{f}x": share for f, share in IMAGENET.items()},
+            **({"quick": True} if quick else {}),
+        },
         "claims": {name: [asdict(row) for row in rows()] for name, rows in groups.items()},
     }
     if not quick:

@@ -38,7 +38,7 @@ from typing import Any
 import psutil
 
 from benchmarks.shared import machine
-from benchmarks.shared.committed import NAME, arguments_of, machine_slug, newest, read
+from benchmarks.shared.committed import NAME, arguments_of, is_quick, machine_slug, newest, read
 from benchmarks.shared.program import why_not_resumed
 from cat_fast import console
 from cat_fast.data.files import write_json
@@ -51,6 +51,8 @@ FINISHED, MISSES, FAILED = "finished", "finished with misses", "failed"
 INTERRUPTED, MISSING = "interrupted", "missing"
 """States of a benchmark. One with misses has results, but some were wrong or missed their goal."""
 COUNTED = "counted"
+ROUGH = "--quick"
+"""Option of rough results, which count as complete ones in the quick suite only."""
 RECORD = "run.json"
 KEEP = ("--keep",)
 """Option of `shared.program` that resumes a file."""
@@ -89,9 +91,9 @@ _CLAIMS = Job(name="claims", minutes=2, counted=True, reads_results=True)
 SUITES: Mapping[str, Sequence[Job]] = {
     "quick": (
         *_COUNTED,
-        Job(name="kernels", arguments=("--quick",), minutes=1, resumes_with=KEEP),
-        Job(name="packing", arguments=("--quick",), minutes=1, resumes_with=KEEP),
-        Job(name="straggler", arguments=("--quick",), minutes=1),
+        Job(name="kernels", arguments=(ROUGH,), minutes=1, resumes_with=KEEP),
+        Job(name="packing", arguments=(ROUGH,), minutes=1, resumes_with=KEEP),
+        Job(name="straggler", arguments=(ROUGH,), minutes=1),
         _CLAIMS,
     ),
     "cpu": (
@@ -238,7 +240,10 @@ def _existing(job: Job, out: Path, about: Mapping[str, Any]) -> Path | None:
 
 
 def _suffices(job: Job, content: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
-    """Return True for results with the job's arguments or with none; counted ones must be of this commit."""
+    """Return True for complete results with the job's arguments or with none; counted ones of this commit."""
+    rough = is_quick(content) and ROUGH not in job.arguments
+    if rough or (content.get("about") or {}).get("missing"):
+        return False
     if job.counted and why_not_resumed(content, {"commit": about.get("commit")}):
         return False
     return arguments_of(content) in ((), job.arguments)

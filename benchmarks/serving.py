@@ -19,7 +19,6 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from benchmarks.schedules.bench import Bench, measured_bench, simulated_bench, u
 from benchmarks.schedules.goals import goals
 from benchmarks.schedules.serve import Serve, columns
 from benchmarks.schedules.tuning import contestants, time_alone, tune
-from benchmarks.shared import machine
 from benchmarks.shared.harness import rounded
 from benchmarks.shared.program import why_not_resumed
+from benchmarks.shared.simple_program import about
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
@@ -116,13 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure_all(given: argparse.Namespace) -> None:
-    about = {
-        "benchmark": "serving",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        **machine.describe(),
-        "linear_backend": selected(),
-        "load_before": os.getloadavg()[0],
-    }
+    load_before = os.getloadavg()[0]
+
+    def described() -> dict[str, Any]:
+        return about("serving", load_before, quick=given.quick) | {"linear_backend": selected()}
+
     pipeline = untrained_pipeline()
     repeats = 3 if given.quick else 9
     bench, curve = simulated_bench(pipeline) if given.simulate else measured_bench(pipeline, repeats)
@@ -135,7 +132,7 @@ def _measure_all(given: argparse.Namespace) -> None:
     if given.quick:
         effort, loads = {"count": 12, "rounds": 1, "sweep_count": 4}, {"cat": (2.0,)}
     results = {
-        "about": about,
+        "about": described(),
         "kind": "predicted" if given.simulate else "measured",
         "effort": effort,
         "curve": curve,
@@ -152,8 +149,8 @@ def _measure_all(given: argparse.Namespace) -> None:
         mixes[mix][f"{load:g}"] = measure(bench, mix, load, **effort)
         if given.json is not None:
             left = [f"{mix} {load:g}x" for mix, load in wanted if f"{load:g}" not in mixes.get(mix, {})]
-            described = about | {"load_after": os.getloadavg()[0]} | ({"missing": left} if left else {})
-            write_results(given.json, results | {"about": described, "mixes": mixes})
+            now = described() | ({"missing": left} if left else {})
+            write_results(given.json, results | {"about": now, "mixes": mixes})
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -159,6 +159,22 @@ def test_counted_results_are_kept_at_their_commit_only(tmp_path, ran, monkeypatc
         assert read(path)["about"]["commit"] == commit
 
 
+@pytest.mark.parametrize(
+    ("suite", "about", "runs"),
+    [
+        ("cpu", {"missing": ["b"]}, 1),
+        ("cpu", {"effort": {"min_pairs": 1}}, 1),
+        ("cpu", {"quick": True}, 1),
+        ("quick", {"quick": True}, 0),
+        ("cpu", {}, 0),
+    ],
+)
+def test_results_of_a_call_by_hand_are_kept_if_they_are_complete(tmp_path, ran, suite, about, runs):
+    (tmp_path / "kernels_test-1t_2026-01-01.json").write_text(json.dumps({"about": MACHINE | about}))
+    assert run.main(["--suite", suite, "--only", "kernels", "--out", str(tmp_path)]) == 0
+    assert len(ran.commands) == runs
+
+
 def backdate(path):
     """Renames a result to that of a year earlier."""
     name, date = path.stem.rsplit("_", 1)

@@ -12,7 +12,7 @@ from benchmarks.schedules.clock import Clock
 from benchmarks.schedules.goals import BASELINES, goals
 from benchmarks.schedules.policies import DeficitRoundRobin, DynamicBatching, FifoStepBatching, Job
 from benchmarks.schedules.serve import run
-from benchmarks.shared import headlines
+from benchmarks.shared import headlines, machine
 from cat_fast.generator import SampleRequest
 from cat_fast.inference.engine import EngineRequest
 
@@ -175,7 +175,7 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
         return {"load": load}
 
     monkeypatch.setattr(serving, "measure", measure)
-    monkeypatch.setattr(serving.machine, "commit", lambda: "abc1234")
+    monkeypatch.setattr(machine, "commit", lambda: "abc1234")
     with pytest.raises(KeyboardInterrupt):
         serving.main(["--simulate", "--json", str(file)])
     assert json.loads(file.read_text())["about"]["missing"] == ["cat 1x", "cat 2x", "dataset_c 0.8x"]
@@ -191,7 +191,7 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
     ]
     assert set(json.loads(file.read_text())["mixes"]["cat"]) == {"0.5", "0.8", "1", "2"}
     assert "missing" not in json.loads(file.read_text())["about"]
-    monkeypatch.setattr(serving.machine, "commit", lambda: "def5678")
+    monkeypatch.setattr(machine, "commit", lambda: "def5678")
     file.write_bytes(unfinished)
     assert serving.main(["--simulate", "--json", str(file)]) == 0
     assert measured[6:] == [one for one in measured[:6] if one != "interrupted"], "of another commit"

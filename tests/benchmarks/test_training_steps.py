@@ -67,8 +67,12 @@ def test_the_file_of_a_run_that_failed_has_its_rounds_and_names_the_missing_case
     written = json.loads(out.read_text())
     assert written["cases"]["a"]["images"] == 1
     assert written["about"]["missing"] == ["a", "b"]
+    assert training_steps.main(["--json", str(out), "--only", "a"]) == 0
+    about = json.loads(out.read_text())["about"]
+    assert (about["missing"], "quick" in about) == (["b"], False)
     assert training_steps.main(["--json", str(out), "--quick"]) == 0
-    assert "missing" not in json.loads(out.read_text())["about"]
+    about = json.loads(out.read_text())["about"]
+    assert ("missing" in about, about["quick"]) == (False, True)
 
 
 def test_fixed_ratios_and_the_mix_are_compared_in_training_and_generation():
