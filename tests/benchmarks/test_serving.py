@@ -172,7 +172,7 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
             measured.append("interrupted")
             raise KeyboardInterrupt
         measured.append((mix, load))
-        return {"load": load}
+        return {"load": load, "goals": {}}
 
     monkeypatch.setattr(serving, "measure", measure)
     monkeypatch.setattr(machine, "commit", lambda: "abc1234")
@@ -195,3 +195,14 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
     file.write_bytes(unfinished)
     assert serving.main(["--simulate", "--json", str(file)]) == 0
     assert measured[6:] == [one for one in measured[:6] if one != "interrupted"], "of another commit"
+
+
+def test_a_goal_that_is_not_reached_is_a_miss_of_written_results(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "serving.json"
+    found = {"goals": {name: {"value": 1.0, "goal": 1.1, "met": name == "a"} for name in ("a", "b")}}
+    monkeypatch.setattr(serving, "measure", lambda *given, **effort: found)
+    assert serving.main(["--simulate", "--quick", "--json", str(file)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "goal not reached: cat 2x: b"
+    written = json.loads(file.read_text())
+    assert written["mixes"] == {"cat": {"2": found}}
+    assert written["about"]["quick"]
