@@ -76,7 +76,7 @@ def _coding(counts: Mapping[str, Any], sheets: Mapping[str, DataSheet], assumed:
 def _tokenizer_training(ratio: int, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
     config = costs.tokenizer_config(ratio)
     step = vae_step(config, config, ratio, TOKENIZER_IMAGES, 64)
-    yield "GFLOPs", sum(call.flops for call in step.calls) / step.images / 1e9
+    yield "GFLOPs", step.flops / step.images / 1e9
     yield STATES, costs.training_states(**step.parameters) / 2**20
     two, three = (costs.training_memory(config, ratio, images) for images in (2, 3))
     yield "activation MiB", (three - two) / 2**20

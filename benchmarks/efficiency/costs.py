@@ -57,7 +57,7 @@ def multiply_accumulates(config: str, ratio: int) -> int:
 
 @cache
 def coding(config: str, ratio: int, half: bool = False) -> dict[str, dict[str, Any]]:
-    """Return FLOPs, bytes and peak memory of encoding and decoding one image in fp32, or in bf16 if `half`.
+    """Return required FLOPs, bytes and peak memory of coding one image in fp32, or in bf16 if `half`.
 
     Raises:
         UserError: the package's operators are not compiled, or another backend is forced.
@@ -153,7 +153,7 @@ def _forward(run: Callable[[], Any], model: torch.nn.Module) -> dict[str, Any]:
     with torch.no_grad(), LiveBytes(existing) as live:
         run()
     return {
-        "flops": sum(call.flops for call in trace.calls),
+        "flops": sum(call.required for call in trace.calls),
         "peak_bytes": live.peak,
         "weight_bytes": sum(p.nbytes for p in existing),
         "calls": trace.calls,
