@@ -108,7 +108,7 @@ def flop_rows(counts: Mapping[str, Any], results: Results) -> list[Row]:
 
     Args:
         counts: result of `count_preset` for cat_xl.
-        results: with measured training steps.
+        results: with measured training steps and generation.
     """
     why = {name: str(one["why"]) for name, one in PUBLISHED.items()}
     return [
@@ -125,7 +125,7 @@ def flop_rows(counts: Mapping[str, Any], results: Results) -> list[Row]:
             unit="ratio",
             published=1.185,
             counted=counts["216"]["images_at_equal_flops"],
-            measured=packed_step("216", results),
+            measured=generation(results),
             explanation=why["images_per_second_at_inference"]
             + " The FLOPs of a training step have the same ratio.",
         ),
@@ -164,6 +164,32 @@ def packed_step(mix: str, results: Results) -> Measured:
         of=f"training step of a transformer {model['hidden_size']} wide and {model['depth']} deep, "
         f"{sum(lengths) / len(lengths):.2f} tokens per image",
         expected=flops.of([256]) / (flops.of(lengths) / len(lengths)),
+    )
+
+
+def generation(results: Results) -> Measured:
+    """Return the measured images per second of generating CAT's mix against fixed 16x, decoding included.
+
+    Where no result has both, it is the training step of the same mix.
+    """
+    steps = "compared/denoising_steps"
+    rates, flops = (
+        [f"cases/generate.{case}/{name}" for case in ("mix", "fixed_16x")]
+        for name in ("rates/images", "flops_per_image")
+    )
+    try:
+        name, content = results.read("training_steps", "about", steps, *rates, *flops)
+    except UserError:
+        return packed_step("216", results)
+    mix, fixed = (figure(content, key, name) for key in rates)
+    mix_flops, fixed_flops = (figure(content, key, name) for key in flops)
+    return Measured(
+        value=mix / fixed,
+        file=name,
+        key=rates[0],
+        of=f"DiT-S/2 with CAT's decoder, {figure(content, steps, name)} steps with guidance, on "
+        f"{machine_slug(content['about'])}",
+        expected=fixed_flops / mix_flops,
     )
 
 
