@@ -204,6 +204,22 @@ def test_invalid_links_are_refused(tmp_path):
         links.read_links(tmp_path / "links.json")
 
 
+def test_the_document_lists_every_parameter_without_a_source():
+    named = {
+        "prices": "Prices",
+        "seconds_per_launch": "the time of a launch",
+        "backward_share": "the share of the backward pass",
+        "storage_bytes_per_second": "the speed of storage",
+        "restart_seconds": "the time of a restart",
+    }
+    assumed = {name for name, source in ASSUMED.sources.items() if source.startswith("assumed")}
+    assumed |= {"prices" for node in NODES.values() if node.price_source == "assumed"}
+    assert assumed == set(named)
+    text = " ".join((Path(__file__).parents[2] / "docs/efficiency.md").read_text(encoding="utf-8").split())
+    *others, last = named.values()
+    assert f"{', '.join(others)} and {last} have no source" in text
+
+
 def test_the_slowest_of_many_ranks_is_at_the_most_expensive_ratio():
     costs, shares = {8: 2.0, 16: 1.0}, {8: 0.1, 16: 0.9}
     assert slowest_of(costs, shares, 1) == pytest.approx(1.1)
