@@ -25,10 +25,11 @@ from typing import Any
 
 from benchmarks.bounds.data_sheets import read_sheets
 from benchmarks.cluster.links import read_links
-from benchmarks.cluster.simulation import RUNS, SHARES, Cluster, best, simulate_run
+from benchmarks.cluster.simulation import RUNS, Cluster, best, simulate_run
 from benchmarks.cluster.work import Work, measured_on, measured_work, predicted_works
 from benchmarks.shared.committed import committed
 from benchmarks.shared.harness import rounded
+from benchmarks.shared.mixes import TOKENIZER_TRAINING
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.sampling.cost_table import CostTable
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "benchmark": "scaling",
             "measured": f"the tokenizer's steps on {measured}" if measured else "nothing",
             "assumptions": assumptions,
-            "shares": {f"{ratio}x": share for ratio, share in SHARES.items()},
+            "shares": {f"{ratio}x": share for ratio, share in TOKENIZER_TRAINING.items()},
         },
         "nodes": {gpu: asdict(cluster.node) for gpu, cluster in by_gpu.items()},
         **simulate_all(works, by_gpu),

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.cluster.model import slowest_of
 from benchmarks.shared.configs import tokenizer_run
-from benchmarks.shared.mixes import SHARES
+from benchmarks.shared.mixes import TOKENIZER_TRAINING
 from benchmarks.shared.simple_program import about
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
@@ -36,7 +36,7 @@ from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
 
-MIX = SHARES["252"]
+MIX = TOKENIZER_TRAINING
 BATCH_SIZE = 8
 """Images per rank, as in the paper."""
 WORLD_SIZES = (8, 64, 1024)

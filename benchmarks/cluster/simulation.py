@@ -10,12 +10,11 @@ from benchmarks.cluster.links import Assumptions, NcclLink, Node
 from benchmarks.cluster.model import Failures, communicate, slowest_of, waiting_for_data
 from benchmarks.cluster.work import Work, checkpoint_bytes, memory_bytes
 from benchmarks.cluster.zero import CONTROL, exchanges
+from benchmarks.shared.mixes import TOKENIZER_TRAINING
 from cat_fast.data.sampling.balanced_plan import BalancedPlan
 from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 
-SHARES = {8: 0.10, 16: 0.48, 32: 0.42}
-"""Mix of the tokenizer's training."""
 CHECKPOINT_STEPS = 5000
 RESERVED = 0.1
 """Share of a GPU's memory that is left free."""
@@ -191,9 +190,9 @@ def _costs(work: Work) -> Costs:
 @cache
 def _plan(sampler: str, batch: int, ranks: int, costs: Costs) -> StepPlan:
     if sampler == "per_rank":
-        return PerRankPlan(SHARES, batch, ranks, seed=0)
+        return PerRankPlan(TOKENIZER_TRAINING, batch, ranks, seed=0)
     table = CostTable(costs={ratio: Cost(fixed, per_image) for ratio, fixed, per_image in costs})
-    return BalancedPlan(SHARES, batch, ranks, 0, table)
+    return BalancedPlan(TOKENIZER_TRAINING, batch, ranks, 0, table)
 
 
 def _computing(
@@ -212,9 +211,9 @@ def _computing(
         seconds = accumulation * work.batch_seconds(ratio, batch, launch)
         return Times(seconds, seconds)
     if run.sampler == "per_rank" and (accumulation == 1 or not together):
-        costs = {ratio: work.batch_seconds(ratio, batch, launch) for ratio in SHARES}
-        mean = sum(share * costs[ratio] for ratio, share in SHARES.items())
-        return Times(accumulation * mean, accumulation * slowest_of(costs, SHARES, ranks))
+        costs = {ratio: work.batch_seconds(ratio, batch, launch) for ratio in TOKENIZER_TRAINING}
+        mean = sum(share * costs[ratio] for ratio, share in TOKENIZER_TRAINING.items())
+        return Times(accumulation * mean, accumulation * slowest_of(costs, TOKENIZER_TRAINING, ranks))
     floors = tuple(launch * work.launches[ratio] for ratio in sorted(work.seconds))
     return _planned(run.sampler, batch, ranks, _costs(work), floors, accumulation, together)
 
