@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.bounds.data_sheets import FILE, Assumptions, DataSheet, name_of, read_sheets
 from benchmarks.bounds.kernels import MIX, Work, works
+from benchmarks.documents.tables import markdown
 from benchmarks.shared import committed
 from benchmarks.shared.harness import rounded
 from benchmarks.static.report import read_kernels
@@ -194,7 +195,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     columns = [f"{gpu} {what}, ms" for gpu in gpus for what in ("bound", "predicted")]
     measured = "measured_on" in report
     columns += ["measured, ms", "of the bound"] if measured else []
-    yield from _table(
+    yield from markdown(
         ["kernel", "shape", "pass", "FLOPs per byte", *columns],
         [
             [
@@ -206,9 +207,9 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             ]
             for row in report["kernels"]
         ],
-    )
+    ).splitlines()
     yield ""
-    yield from _table(
+    yield from markdown(
         ["step of one rank", "images", "TFLOPs", "GB unfused", "FLOPs per byte", *columns],
         [
             [
@@ -221,12 +222,12 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             ]
             for name, row in report["steps"].items()
         ],
-    )
+    ).splitlines()
 
 
 def compiled_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table of the compiled kernels."""
-    yield from _table(
+    yield from markdown(
         ["kernel", "case", "registers", "occupancy", "instructions"],
         [
             [
@@ -238,7 +239,7 @@ def compiled_lines(report: Mapping[str, Any]) -> Iterator[str]:
             ]
             for row in report["compiled"]
         ],
-    )
+    ).splitlines()
 
 
 def instruction_shares(counts: Mapping[str, int] | None) -> str:
@@ -260,11 +261,6 @@ def _times(row: Mapping[str, Any], gpus: Sequence[str], measured: bool) -> list[
             ", ".join(f"{value:.0%}" for value in shares.values()),
         ]
     return cells
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for line in (header, ["---"] * len(header), *rows):
-        yield f"| {' | '.join(line)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
