@@ -31,7 +31,7 @@ from benchmarks.shared.committed import machine_slug
 from benchmarks.shared.configs import generator_run
 from benchmarks.shared.harness import rounded
 from benchmarks.shared.image_flops import PUBLISHED, count_preset
-from benchmarks.shared.mixes import IMAGENET, SHARES
+from benchmarks.shared.mixes import IMAGENET, SHARES, TOKENS
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
@@ -155,7 +155,7 @@ def packed_step(mix: str, results: Results) -> Measured:
     composition = f"cases/{mix}/details/images"
     name, content = results.read("packing", key, composition)
     images = figure(content, composition, name)
-    lengths = [(512 // int(ratio[:-1]) // 2) ** 2 for ratio, count in images.items() for _ in range(count)]
+    lengths = [TOKENS[int(ratio[:-1])] for ratio, count in images.items() for _ in range(count)]
     flops = DiTFlops(dict(model))
     return Measured(
         value=figure(content, key, name),

@@ -34,7 +34,6 @@ RANKS = {"dit": 16, "vae": 64}
 """GPUs of the paper's runs."""
 PAPER_IMAGES = 8
 """Images per GPU of the tokenizer's run."""
-PAPER_TOKENS = 16_384
 CHECKED_RATIOS = (8, 16)
 CHECK_OVERRIDES = ("discriminator.pretrained=",)
 MEASURED_STEPS = {
@@ -50,10 +49,10 @@ def steps() -> dict[str, Any]:
     """Count the training steps of the paper's two runs, as `StepWork` by name."""
     from benchmarks.bounds.steps import dit_step, vae_step
     from benchmarks.packing import compose_lengths
-    from benchmarks.shared.mixes import MIXES
+    from benchmarks.shared.mixes import MAX_TOKENS, MIXES, TOKENS
 
-    mixed = compose_lengths(MIXES["197"], PAPER_TOKENS)
-    fixed = {8: [1024] * 16, 16: [256] * 64, 32: [64] * 256}
+    mixed = compose_lengths(MIXES["197"], MAX_TOKENS)
+    fixed = {ratio: [tokens] * (MAX_TOKENS // tokens) for ratio, tokens in TOKENS.items()}
     found = {"cat_xl.mixed": dit_step("cat_xl.mixed", "cat_xl", mixed, RANKS["dit"])}
     for ratio, lengths in fixed.items():
         name = f"cat_xl.fixed_{ratio}x"

@@ -27,6 +27,7 @@ from benchmarks.shared.configs import tokenizer_run
 from cat_fast import NestedAutoencoderKL
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
+from cat_fast.training.checkpoints.engine_state import parameter_count
 from cat_fast.training.tokenizer.live_bytes import LiveBytes
 from cat_fast.training.tokenizer.predict_memory import Zero
 from cat_fast.training.tokenizer.predict_memory import trace as trace_memory
@@ -44,7 +45,7 @@ def tokenizer_config(ratio: int) -> str:
 
 def tokenizer_parameters(config: str) -> int:
     """Return the number of parameters of a tokenizer's configuration."""
-    return size(_tokenizer(config))
+    return parameter_count(_tokenizer(config))
 
 
 def multiply_accumulates(config: str, ratio: int) -> int:
@@ -136,11 +137,6 @@ def bound_seconds(calls: Sequence[Call], sheet: DataSheet) -> float:
 def mean_over(values: Mapping[int, float], shares: Mapping[int, float]) -> float:
     """Return the mean of figures by ratio over a mix."""
     return sum(share * values[ratio] for ratio, share in shares.items()) / sum(shares.values())
-
-
-def size(module: torch.nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(p.numel() for p in module.parameters())
 
 
 def _forward(run: Callable[[], Any], model: torch.nn.Module) -> dict[str, Any]:
