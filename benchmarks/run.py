@@ -7,10 +7,10 @@
     gpu     what a GPU machine measures, and the bounds of its kernels
 
 Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`) and record the suite's arguments.
-Results of this machine in DIR are kept if they were measured with the same arguments, or with none; delete a
-file to measure again. Counted ones are kept at the same commit without local changes only, and claims while
-they are newer than all other results. An interrupted benchmark resumes with its missing cases where it can:
-on the same machine, at the same commit without local changes.
+Complete results of this machine in DIR are kept if they have the same arguments, or none; delete a file to
+measure again. Counted ones are kept at the same commit without local changes only, and claims while they are
+newer than all other results. An interrupted benchmark resumes with its missing cases where it can: on the
+same machine, at the same commit without local changes.
 `run.json` in DIR lists commands, seconds and states, also of earlier calls. --plan runs nothing and prints a
 table of minutes: those of DIR where it has results, else estimates; with --only, the suite can then be run in
 parts. `python -m benchmarks.report DIR` makes the report.
