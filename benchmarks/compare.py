@@ -10,7 +10,8 @@ of the same code and machine as A. `--noise` names the rounds, else they are A/a
 more than its band and by more than 2 %.
 
 Figures of A that are wrong or missing in B, and benchmarks that failed in B, count as regressions. Results of
-other machines, arguments or efforts, and cases of other details, are not compared, and are listed.
+other machines, arguments or efforts, rounds of another commit than A, and cases of other details are not
+compared, and are listed.
 
 Exit codes: 0 no regression, 1 a regression, 2 for invalid usage or if nothing could be compared.
 """
@@ -34,8 +35,8 @@ LEAST = 0.02
 WITHOUT_QUARTILES = 0.05
 """Least band of figures that were measured once."""
 BETTER, WORSE, SAME = "better", "worse", "same"
-LOWER, HIGHER = "lower", "higher"
-"""The better direction of a figure."""
+LOWER, HIGHER, LOWER_SHARE = "lower", "higher", "lower share"
+"""The better direction of a figure. Of a share, what is left is compared: noise multiplies small shares."""
 
 Keys = tuple[str, ...]
 """Keys from the top of a file to a figure."""
@@ -72,7 +73,7 @@ FIGURES: Mapping[str, Mapping[Keys, str]] = {
     "startup": {("seconds", "*"): LOWER},
     "checkpoints": {("checkpoints", "*", "save_seconds"): LOWER, ("checkpoints", "*", "load_seconds"): LOWER},
     "scoring": {("scorers", "*", "seconds"): LOWER},
-    "straggler": {("cases", "*", "wait"): LOWER},
+    "straggler": {("cases", "*", "wait"): LOWER_SHARE},
     "serving": SERVED,
     "serving_simulation": SERVED,
 }
@@ -99,6 +100,11 @@ class Figure:
         if self.low == self.high:
             return WITHOUT_QUARTILES / 2
         return max(_apart(self.high, self.median), _apart(self.median, self.low))
+
+    @property
+    def rest(self) -> "Figure":
+        """The rest of a share, up to 1."""
+        return Figure(1 - self.median, 1 - self.high, 1 - self.low)
 
 
 @dataclass(frozen=True)
@@ -200,13 +206,19 @@ def compare(
 
 def figures(name: str, content: Mapping[str, Any]) -> dict[Keys, tuple[Figure, str]]:
     """Return the figures of a result with their better direction, by their keys; wrong cases have none."""
-    found = {}
+    found: dict[Keys, tuple[Figure, str]] = {}
     for pattern, direction in FIGURES[name].items():
         for keys, value in _walk(content, pattern):
             if isinstance(value, Mapping):
-                found[keys] = Figure(value["median"], value["low"], value["high"]), direction
+                figure = Figure(value["median"], value["low"], value["high"])
             elif value is not None:
-                found[keys] = Figure(value, value, value), direction
+                figure = Figure(value, value, value)
+            else:
+                continue
+            if direction == LOWER_SHARE:
+                found[(*keys[:-1], f"1 - {keys[-1]}")] = figure.rest, HIGHER
+            else:
+                found[keys] = figure, direction
     return found
 
 
@@ -294,8 +306,16 @@ def compare_all(before: Source, after: Source, rounds: Sequence[Source]) -> dict
                 comparison.not_compared.append(reason)
                 continue
             others = [one.results[name] for one in rounds if name in one.results]
-            found[name] = compare(name, old, new, [o for o in others if not why_not_comparable(old, o)])
+            comparable = [one for one in others if not why_not_comparable(old, one)]
+            same = [one for one in comparable if _commit(one) == _commit(old)]
+            found[name] = compare(name, old, new, same)
+            found[name].not_compared += ["a round of another commit"] * (len(comparable) - len(same))
     return found
+
+
+def _commit(content: Mapping[str, Any]) -> str | None:
+    commit: str | None = content.get("about", {}).get("commit")
+    return commit
 
 
 def lines(name: str, found: Comparison) -> list[str]:

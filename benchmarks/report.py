@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.documents.tables import markdown
 from benchmarks.run import FINISHED, MISSING, SUITES, recorded
-from benchmarks.shared.committed import NAME, machine_slug, newest, read
+from benchmarks.shared.committed import NAME, is_quick, machine_slug, newest, read
 from benchmarks.shared.headlines import found_in
 from benchmarks.shared.result_tables import TABLES
 from cat_fast import console
@@ -146,8 +146,10 @@ def _origins(results: Mapping[str, Result]) -> str:
 
 
 def in_short(results: Mapping[str, Result], out: Path) -> str:
-    """Return one row per headline that the results have."""
-    found = found_in({name: result.content for name, result in results.items()})
+    """Return one row per headline that the results have; rough results have none."""
+    found = found_in(
+        {name: result.content for name, result in results.items() if not is_quick(result.content)}
+    )
     if not found:
         return "None of the results has a comparison of `benchmarks/shared/headlines.py`."
     rows = [

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.bounds.data_sheets import FILE, Assumptions, DataSheet, name_of, read_sheets
 from benchmarks.bounds.kernels import MIX, Work, works
+from benchmarks.documents.tables import markdown
 from benchmarks.shared import committed
 from benchmarks.shared.harness import rounded
 from benchmarks.static.report import read_kernels
@@ -33,7 +34,6 @@ RANKS = {"dit": 16, "vae": 64}
 """GPUs of the paper's runs."""
 PAPER_IMAGES = 8
 """Images per GPU of the tokenizer's run."""
-PAPER_TOKENS = 16_384
 CHECKED_RATIOS = (8, 16)
 CHECK_OVERRIDES = ("discriminator.pretrained=",)
 MEASURED_STEPS = {
@@ -49,10 +49,10 @@ def steps() -> dict[str, Any]:
     """Count the training steps of the paper's two runs, as `StepWork` by name."""
     from benchmarks.bounds.steps import dit_step, vae_step
     from benchmarks.packing import compose_lengths
-    from benchmarks.shared.mixes import MIXES
+    from benchmarks.shared.mixes import MAX_TOKENS, MIXES, TOKENS
 
-    mixed = compose_lengths(MIXES["197"], PAPER_TOKENS)
-    fixed = {8: [1024] * 16, 16: [256] * 64, 32: [64] * 256}
+    mixed = compose_lengths(MIXES["197"], MAX_TOKENS)
+    fixed = {ratio: [tokens] * (MAX_TOKENS // tokens) for ratio, tokens in TOKENS.items()}
     found = {"cat_xl.mixed": dit_step("cat_xl.mixed", "cat_xl", mixed, RANKS["dit"])}
     for ratio, lengths in fixed.items():
         name = f"cat_xl.fixed_{ratio}x"
@@ -194,7 +194,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     columns = [f"{gpu} {what}, ms" for gpu in gpus for what in ("bound", "predicted")]
     measured = "measured_on" in report
     columns += ["measured, ms", "of the bound"] if measured else []
-    yield from _table(
+    yield from markdown(
         ["kernel", "shape", "pass", "FLOPs per byte", *columns],
         [
             [
@@ -206,9 +206,9 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             ]
             for row in report["kernels"]
         ],
-    )
+    ).splitlines()
     yield ""
-    yield from _table(
+    yield from markdown(
         ["step of one rank", "images", "TFLOPs", "GB unfused", "FLOPs per byte", *columns],
         [
             [
@@ -221,12 +221,12 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             ]
             for name, row in report["steps"].items()
         ],
-    )
+    ).splitlines()
 
 
 def compiled_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table of the compiled kernels."""
-    yield from _table(
+    yield from markdown(
         ["kernel", "case", "registers", "occupancy", "instructions"],
         [
             [
@@ -238,7 +238,7 @@ def compiled_lines(report: Mapping[str, Any]) -> Iterator[str]:
             ]
             for row in report["compiled"]
         ],
-    )
+    ).splitlines()
 
 
 def instruction_shares(counts: Mapping[str, int] | None) -> str:
@@ -260,11 +260,6 @@ def _times(row: Mapping[str, Any], gpus: Sequence[str], measured: bool) -> list[
             ", ".join(f"{value:.0%}" for value in shares.values()),
         ]
     return cells
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for line in (header, ["---"] * len(header), *rows):
-        yield f"| {' | '.join(line)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,10 @@
     gpu     what a GPU machine measures, and the bounds of its kernels
 
 Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`) and record the suite's arguments.
-Results of this machine in DIR are kept if they were measured with the same arguments, or with none; delete a
-file to measure again. Claims are kept while they are newer than all other results. An interrupted benchmark
-resumes with its missing cases where it can: on the same machine, at the same commit without local changes.
+Complete results of this machine in DIR are kept if they have the same arguments, or none; delete a file to
+measure again. Counted ones are kept at the same commit without local changes only, and claims while they are
+newer than all other results. An interrupted benchmark resumes with its missing cases where it can: on the
+same machine, at the same commit without local changes.
 `run.json` in DIR lists commands, seconds and states, also of earlier calls. --plan runs nothing and prints a
 table of minutes: those of DIR where it has results, else estimates; with --only, the suite can then be run in
 parts. `python -m benchmarks.report DIR` makes the report.
@@ -37,7 +38,7 @@ from typing import Any
 import psutil
 
 from benchmarks.shared import machine
-from benchmarks.shared.committed import NAME, arguments_of, machine_slug, newest, read
+from benchmarks.shared.committed import NAME, arguments_of, is_quick, machine_slug, newest, read
 from benchmarks.shared.program import why_not_resumed
 from cat_fast import console
 from cat_fast.data.files import write_json
@@ -50,6 +51,8 @@ FINISHED, MISSES, FAILED = "finished", "finished with misses", "failed"
 INTERRUPTED, MISSING = "interrupted", "missing"
 """States of a benchmark. One with misses has results, but some were wrong or missed their goal."""
 COUNTED = "counted"
+ROUGH = "--quick"
+"""Option of rough results, which count as complete ones in the quick suite only."""
 RECORD = "run.json"
 KEEP = ("--keep",)
 """Option of `shared.program` that resumes a file."""
@@ -88,9 +91,9 @@ _CLAIMS = Job(name="claims", minutes=2, counted=True, reads_results=True)
 SUITES: Mapping[str, Sequence[Job]] = {
     "quick": (
         *_COUNTED,
-        Job(name="kernels", arguments=("--quick",), minutes=1, resumes_with=KEEP),
-        Job(name="packing", arguments=("--quick",), minutes=1, resumes_with=KEEP),
-        Job(name="straggler", arguments=("--quick",), minutes=1),
+        Job(name="kernels", arguments=(ROUGH,), minutes=1, resumes_with=KEEP),
+        Job(name="packing", arguments=(ROUGH,), minutes=1, resumes_with=KEEP),
+        Job(name="straggler", arguments=(ROUGH,), minutes=1),
         _CLAIMS,
     ),
     "cpu": (
@@ -154,7 +157,7 @@ def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[
         if file := kept.get(job.name):
             known = state if state.get("file") == file.name else {}
             states[job.name] = {**asdict(job), "state": FINISHED, **known, **_kept_state(file)}
-            print(f"{job.name}: {_why_kept(file, about)}", flush=True)
+            print(f"{job.name}: {_why_kept(job, file, about)}", flush=True)
         elif state.get("state") not in (FAILED, INTERRUPTED) or _arguments(state) != job.arguments:
             states[job.name] = {**asdict(job), "state": MISSING}
     waiting = [job for job in jobs if job.name not in kept]
@@ -228,12 +231,22 @@ def kept_files(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> dict
 
 
 def _existing(job: Job, out: Path, about: Mapping[str, Any]) -> Path | None:
-    """Return the newest results with the job's arguments or with none."""
+    """Return the newest results that a job need not measure again."""
     for path in sorted(out.glob(f"{job.name}_{job.slug(about)}_*.json"), reverse=True):
         match = NAME.fullmatch(path.name)
-        if match and match["model"] == job.name and arguments_of(read(path)) in ((), job.arguments):
+        if match and match["model"] == job.name and _suffices(job, read(path), about):
             return path
     return None
+
+
+def _suffices(job: Job, content: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """Return True for complete results with the job's arguments or with none; counted ones of this commit."""
+    rough = is_quick(content) and ROUGH not in job.arguments
+    if rough or (content.get("about") or {}).get("missing"):
+        return False
+    if job.counted and why_not_resumed(content, {"commit": about.get("commit")}):
+        return False
+    return arguments_of(content) in ((), job.arguments)
 
 
 def _is_newest(path: Path) -> bool:
@@ -254,11 +267,9 @@ def _arguments(state: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(state.get("arguments", ()))
 
 
-def _why_kept(path: Path, about: Mapping[str, Any]) -> str:
-    commit = read(path).get("about", {}).get("commit")
-    other = f", of commit {commit}" if commit != about.get("commit") else ""
-    changed = ", with uncommitted changes" if machine.is_dirty(commit) else ""
-    return f"kept: {path.name}{other}{changed}; delete it to measure again"
+def _why_kept(job: Job, path: Path, about: Mapping[str, Any]) -> str:
+    reason = None if job.counted else why_not_resumed(read(path), about)
+    return f"kept: {path.name}{f', {reason}' if reason else ''}; delete it to measure again"
 
 
 def _part(job: Job, out: Path, about: Mapping[str, Any]) -> Path:
@@ -294,7 +305,8 @@ def _run(job: Job, out: Path, about: Mapping[str, Any], resumed: bool) -> dict[s
         described = content.get("about", {})
         if not described.get("missing"):
             state = MISSES if code else FINISHED
-            described |= {"arguments": job.arguments, "exit_code": code}
+            ran = {"arguments": job.arguments, "exit_code": code}
+            described = {"commit": about.get("commit"), **described, **ran}
             write_json(part, {**content, "about": described})
             part.rename(path)
     if state != FINISHED:

@@ -18,17 +18,19 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bounds.data_sheets import read_sheets
 from benchmarks.cluster.links import read_links
-from benchmarks.cluster.simulation import RUNS, SHARES, Cluster, best, simulate_run
+from benchmarks.cluster.simulation import RUNS, Cluster, best, simulate_run
 from benchmarks.cluster.work import Work, measured_on, measured_work, predicted_works
+from benchmarks.documents.tables import markdown
 from benchmarks.shared.committed import committed
 from benchmarks.shared.harness import rounded
+from benchmarks.shared.mixes import TOKENIZER_TRAINING
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.sampling.cost_table import CostTable
@@ -92,21 +94,22 @@ def simulate_all(
     return {"columns": columns, "runs": runs}
 
 
-def lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a Markdown table of the best stages per number of GPUs."""
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a Markdown table of the best stages per number of GPUs."""
     header = ("run", "GPUs", "ZeRO", "batch", "step, ms", "computing, ms", "ranks wait, ms",
               "communication, ms", "of the discriminator, ms", "data wait, ms", "sent per GPU, GB",
               "failures", "lost, h", "hours", "GPU-hours", "assumed cost")  # fmt: skip
-    for line in (header, ["---"] * len(header)):
-        yield f"| {' | '.join(line)} |"
+    table: list[list[str]] = []
     for name, found in report["runs"].items():
         rows = [dict(zip(report["columns"], row, strict=True)) for row in found["rows"]]
         for ranks, stages in found["best_stages"].items():
-            if not stages:
-                yield f"| {name} | {ranks} | does not fit {'| ' * (len(header) - 3)}|"
-                continue
-            row = next(row for row in rows if (str(row["ranks"]), row["stage"]) == (ranks, stages[0]))
-            yield f"| {name} | {ranks} | {' | '.join(_cells(row, stages))} |"
+            if stages:
+                row = next(row for row in rows if (str(row["ranks"]), row["stage"]) == (ranks, stages[0]))
+                cells = _cells(row, stages)
+            else:
+                cells = ["does not fit", *[""] * (len(header) - 3)]
+            table.append([name, ranks, *cells])
+    return markdown(header, table).splitlines()
 
 
 def _cells(row: Mapping[str, Any], stages: Sequence[int]) -> list[str]:
@@ -167,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "benchmark": "scaling",
             "measured": f"the tokenizer's steps on {measured}" if measured else "nothing",
             "assumptions": assumptions,
-            "shares": {f"{ratio}x": share for ratio, share in SHARES.items()},
+            "shares": {f"{ratio}x": share for ratio, share in TOKENIZER_TRAINING.items()},
         },
         "nodes": {gpu: asdict(cluster.node) for gpu, cluster in by_gpu.items()},
         **simulate_all(works, by_gpu),

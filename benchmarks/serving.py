@@ -10,7 +10,8 @@ are multiples of the capacity, the images per second at the FLOP bound: all pass
 rate of the best step size, and the decoder. Matrix products run on the library that `cat-fast serve` selects.
 
 FILE is written after each load, and lists the missing ones. An interrupted run that is repeated on the same
-machine, at the same commit, measures only those.
+machine, at the same commit, measures only those. Exit codes: 0 all goals are reached, 1 some are not, 2 for
+invalid usage.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from benchmarks.schedules.bench import Bench, measured_bench, simulated_bench, u
 from benchmarks.schedules.goals import goals
 from benchmarks.schedules.serve import Serve, columns
 from benchmarks.schedules.tuning import contestants, time_alone, tune
-from benchmarks.shared import machine
+from benchmarks.shared.harness import rounded
 from benchmarks.shared.program import why_not_resumed
+from benchmarks.shared.simple_program import about
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
@@ -107,21 +108,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.threads:
             torch.set_num_threads(given.threads)
         with using(resolve("auto")):
-            _measure_all(given)
+            missed = unmet(_measure_all(given))
     except UserError as error:
         console.print_error(error)
         return 2
-    return 0
+    for goal in missed:
+        _progress(f"goal not reached: {goal}")
+    return 1 if missed else 0
 
 
-def _measure_all(given: argparse.Namespace) -> None:
-    about = {
-        "benchmark": "serving",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        **machine.describe(),
-        "linear_backend": selected(),
-        "load_before": os.getloadavg()[0],
-    }
+def _measure_all(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Measure and write all loads; return them by mix."""
+    load_before = os.getloadavg()[0]
+
+    def described() -> dict[str, Any]:
+        return about("serving", load_before, quick=given.quick) | {"linear_backend": selected()}
+
     pipeline = untrained_pipeline()
     repeats = 3 if given.quick else 9
     bench, curve = simulated_bench(pipeline) if given.simulate else measured_bench(pipeline, repeats)
@@ -134,7 +136,7 @@ def _measure_all(given: argparse.Namespace) -> None:
     if given.quick:
         effort, loads = {"count": 12, "rounds": 1, "sweep_count": 4}, {"cat": (2.0,)}
     results = {
-        "about": about,
+        "about": described(),
         "kind": "predicted" if given.simulate else "measured",
         "effort": effort,
         "curve": curve,
@@ -151,14 +153,26 @@ def _measure_all(given: argparse.Namespace) -> None:
         mixes[mix][f"{load:g}"] = measure(bench, mix, load, **effort)
         if given.json is not None:
             left = [f"{mix} {load:g}x" for mix, load in wanted if f"{load:g}" not in mixes.get(mix, {})]
-            described = about | {"load_after": os.getloadavg()[0]} | ({"missing": left} if left else {})
-            write_results(given.json, results | {"about": described, "mixes": mixes})
+            now = described() | ({"missing": left} if left else {})
+            write_results(given.json, results | {"about": now, "mixes": mixes})
+    return mixes
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results atomically, with floats of four digits."""
+    """Write results atomically, with floats of four digits and null for an unlimited ratio."""
     with atomic_write(path) as part:
-        part.write_text(json.dumps(_rounded(dict(results)), indent=1, allow_nan=False) + "\n")
+        part.write_text(json.dumps(rounded(results), indent=1, allow_nan=False) + "\n")
+
+
+def unmet(mixes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the goals that were not reached, with mix and load."""
+    return [
+        f"{mix} {load}x: {name}"
+        for mix, loads in mixes.items()
+        for load, found in loads.items()
+        for name, goal in found["goals"].items()
+        if not goal["met"]
+    ]
 
 
 def loads_of(file: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -173,14 +187,6 @@ def loads_of(file: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]
     if reason:
         _progress(f"{file}: {reason}; measured again")
     return {} if reason else before["mixes"]
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _progress(text: str) -> None:

@@ -18,7 +18,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cluster.model import slowest_of
-from benchmarks.shared import machine
 from benchmarks.shared.configs import tokenizer_run
-from benchmarks.shared.mixes import SHARES
+from benchmarks.shared.mixes import TOKENIZER_TRAINING
+from benchmarks.shared.simple_program import about
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.sampling.balanced_plan import BalancedPlan
@@ -37,7 +36,7 @@ from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
 
-MIX = SHARES["252"]
+MIX = TOKENIZER_TRAINING
 BATCH_SIZE = 8
 """Images per rank, as in the paper."""
 WORLD_SIZES = (8, 64, 1024)
@@ -149,13 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for key, row in rows.items():
         print(line(key, row), flush=True)
     if given.json is not None:
-        about = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            **machine.describe(),
-            "load_before": load,
-            "load_after": os.getloadavg()[0],
-        }
-        report = as_json(costs, rows, about)
+        report = as_json(costs, rows, about("straggler", load, quick=given.quick))
         with atomic_write(given.json) as path:
             path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     late = [ranks for ranks in WORLD_SIZES if rows[f"balanced.{ranks}"]["wait"] >= TARGET]
@@ -163,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def as_json(
-    costs: CostTable, rows: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
+    costs: CostTable, rows: Mapping[str, Mapping[str, Any]], described: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the file's contents: shares of waiting first, then the rows, the cost table and the machine."""
     return {
@@ -177,7 +170,7 @@ def as_json(
             "measured": [asdict(one) for one in costs.measured],
             "about": dict(costs.about),
         },
-        "about": {"benchmark": "straggler", **about},
+        "about": dict(described),
     }
 
 

@@ -13,7 +13,8 @@ row that was not measured itself.
 
 Cases that share a model alternate in rounds; figures are medians, with quartiles. Peak memory excludes
 weights and states of the optimizer. MFU is relative to the data sheet of the GPU, so on a CPU there is none.
-The file is written after every round. `--quick` measures the nano tokenizer and a small batch of DiT-S/2.
+The file is written after every round, and lists the cases that it lacks, also after `--only`. `--quick`
+measures the nano tokenizer and a small batch of DiT-S/2.
 """
 
 import argparse
@@ -229,6 +230,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every = groups(given.quick)
     chosen = [part for group in every if (part := group.only(given.only)).steps]
     found: dict[str, Row] = {}
+    missing, load = names_of(every), os.getloadavg()[0]
+
+    def save() -> None:
+        if given.json:
+            described = about("training_steps", load, quick=given.quick)
+            write(given.json, found, described | ({"missing": missing} if missing else {}))
+
     try:
         if not chosen:
             raise UserError(f"--only {given.only}: expected part of one of {', '.join(names_of(every))}")
@@ -236,15 +244,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             require_writable(given.json)
         if DEVICE == "cpu":  # as in training
             keep_freed_memory()
-        load = os.getloadavg()[0]
-        for number, group in enumerate(chosen):
+        for group in chosen:
             rows: dict[str, Row] = {}
             for rows in measure(group, 1 if given.quick else ROUNDS):
                 found |= rows
-                if given.json:
-                    write(given.json, found, load, names_of(chosen[number:]))
-            if given.json:
-                write(given.json, found, load, names_of(chosen[number + 1 :]))
+                save()
+            missing = [name for name in missing if name not in names_of([group])]
+            save()
             gc.collect()  # frees the model before the next one is built
             print("\n".join(line(name, row) for name, row in rows.items()), flush=True)
     except UserError as error:
@@ -258,15 +264,14 @@ def names_of(groups: Iterable[Group]) -> list[str]:
     return [name for group in groups for name in (*group.steps, *group.totals)]
 
 
-def write(path: Path, cases: Mapping[str, Row], load: float, missing: Sequence[str]) -> None:
-    """Write the rows so far, the settings of the comparison, the machine, and the cases to be measured."""
+def write(path: Path, cases: Mapping[str, Row], described: Mapping[str, Any]) -> None:
+    """Write the rows so far, the settings of the comparison, and a description of the machine and the run."""
     compared = {
         "side": SIDE,
         "shares": {f"{ratio}x": share for ratio, share in SHARES.items()},
         "denoising_steps": STEPS,
         "guidance": GUIDANCE,
     }
-    described = about("training_steps", load) | ({"missing": list(missing)} if missing else {})
     content = rounded({"cases": cases, "compared": compared, "about": described})
     with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

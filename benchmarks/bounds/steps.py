@@ -30,6 +30,7 @@ from benchmarks.bounds.trace import Call, Trace, require_operators
 from benchmarks.shared.configs import generator_run, tokenizer_run
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
+from cat_fast.training.checkpoints.engine_state import parameter_count
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
 META = torch.device("meta")
@@ -99,7 +100,7 @@ def dit_step(
         changes: replaced arguments of the model.
     """
     model = transformer(config, changes)
-    parameters = _size(model)
+    parameters = parameter_count(model)
     calls = [
         *transformer_calls(model, lengths, backward=True),
         _optimizer(parameters // ranks),
@@ -233,8 +234,8 @@ def _count_vae(config: str, ratio: int, images: int, overrides: tuple[str, ...])
             if workload.adversarial:
                 workload.discriminate(batch, reconstructions, r1=False)
         parameters = {
-            "autoencoder": _size(workload.model),
-            "discriminator": _size(workload.discriminator) if workload.adversarial else 0,
+            "autoencoder": parameter_count(workload.model),
+            "discriminator": parameter_count(workload.discriminator) if workload.adversarial else 0,
         }
         frozen = sum(tensor.numel() for tensor in workload.frozen if isinstance(tensor, nn.Parameter))
     require_operators(trace.calls, ("group_norm_silu", "scalar_attention"))
@@ -251,7 +252,3 @@ def _count_vae(config: str, ratio: int, images: int, overrides: tuple[str, ...])
 def _optimizer(parameters: int) -> Call:
     """Return AdamW as one pass: it reads weight, gradient and moments, and writes all but the gradient."""
     return Call("adamw", 0, (OPTIMIZER_BYTES + 4) * parameters)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

@@ -2,8 +2,9 @@
 
     step = slowest rank's computing + communication that is not hidden + waiting for data
 
-On GPUs the reduction of all buckets but the last runs during the backward pass (`overlap_comm`, which engines
-set on several ranks), and hides behind it up to its time. On CPUs nothing overlaps.
+On GPUs collectives hide behind the pass during which they run, up to its time (`overlap_comm`, which engines
+set on several ranks): behind the backward pass the reduction of all buckets but the last, and under ZeRO 3
+behind both passes the gathering of all large weights but the first bucket. On CPUs nothing overlaps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,15 +31,19 @@ class Communication:
     exposed: float
     """Added to the step."""
     hidden: float
-    """During the backward pass."""
+    """During the passes."""
 
 
-def communicate(exchanges: Sequence[Exchange], link: Link, backward: float = 0.0) -> Communication:
-    """Return the time of collectives, of which some hide behind `backward` seconds of computing."""
-    overlapping = sum(link.seconds(exchange) for exchange in exchanges if exchange.overlaps)
-    others = sum(link.seconds(exchange) for exchange in exchanges if not exchange.overlaps)
-    hidden = min(overlapping, backward)
-    return Communication(exposed=others + overlapping - hidden, hidden=hidden)
+def communicate(
+    exchanges: Sequence[Exchange], link: Link, *, forward: float = 0.0, backward: float = 0.0
+) -> Communication:
+    """Return the time of collectives, of which some hide behind the seconds of computing of a pass."""
+    exposed = hidden = 0.0
+    for hidden_by, computing in ((None, 0.0), ("forward", forward), ("backward", backward)):
+        seconds = sum(link.seconds(exchange) for exchange in exchanges if exchange.hidden_by == hidden_by)
+        hidden += min(seconds, computing)
+        exposed += max(0.0, seconds - computing)
+    return Communication(exposed=exposed, hidden=hidden)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,14 @@ from typing import Any, NamedTuple
 from benchmarks.bounds.data_sheets import DataSheet
 from benchmarks.cluster.links import Assumptions, NcclLink, Node
 from benchmarks.cluster.model import Failures, communicate, slowest_of, waiting_for_data
-from benchmarks.cluster.work import Work, memory_bytes
+from benchmarks.cluster.work import Work, checkpoint_bytes, memory_bytes
 from benchmarks.cluster.zero import CONTROL, exchanges
+from benchmarks.shared.mixes import TOKENIZER_TRAINING
 from cat_fast.data.sampling.balanced_plan import BalancedPlan
 from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 
-SHARES = {8: 0.10, 16: 0.48, 32: 0.42}
-"""Mix of the tokenizer's training."""
 CHECKPOINT_STEPS = 5000
-CHECKPOINT_BYTES = 12
-"""Per parameter: weights and two moments."""
 RESERVED = 0.1
 """Share of a GPU's memory that is left free."""
 PLANNED_STEPS, PLANNED_BATCHES = 32, 4096
@@ -103,14 +100,15 @@ def simulate_run(run: Run, work: Work, cluster: Cluster, ranks: int, stage: int)
     busy = _computing(run, work, assumed, batch, ranks, accumulation, together=stage == 1)
     update = work.optimizer_seconds / ranks
     link = NcclLink(node, ranks, assumed)
-    backward = assumed.backward_share * busy.mean / (accumulation if stage == 1 else 1)
+    backward = assumed.backward_share * busy.mean
+    passes = {"forward": busy.mean - backward, "backward": backward / (accumulation if stage == 1 else 1)}
     talks = {
         engine.name: exchanges(engine.tensors, stage, accumulation) if ranks > 1 else []
         for engine in work.engines
     }
     # The other engines' gradients fit into one bucket, which nothing hides.
     parts = {
-        name: communicate(found, link, backward if name == work.engines[0].name else 0.0)
+        name: communicate(found, link, **(passes if name == work.engines[0].name else {}))
         for name, found in talks.items()
     }
     control = link.seconds(CONTROL)
@@ -120,10 +118,9 @@ def simulate_run(run: Run, work: Work, cluster: Cluster, ranks: int, stage: int)
     rate = cluster.loader_rate * node.cores / node.gpus
     loading = waiting_for_data(images, occupied, rate) if run.loads_images else 0.0
     step = occupied + loading
-    parameters = sum(engine.parameters for engine in work.engines)
     failures = Failures(
         hours_between=assumed.failure_hours_per_gpu / ranks,
-        checkpoint_seconds=CHECKPOINT_BYTES * parameters / assumed.storage_bytes_per_second,
+        checkpoint_seconds=checkpoint_bytes(work, stage) / assumed.storage_bytes_per_second,
         interval_seconds=CHECKPOINT_STEPS * step,
         restart_seconds=assumed.restart_seconds,
     ).hours(steps * step / 3600)
@@ -193,9 +190,9 @@ def _costs(work: Work) -> Costs:
 @cache
 def _plan(sampler: str, batch: int, ranks: int, costs: Costs) -> StepPlan:
     if sampler == "per_rank":
-        return PerRankPlan(SHARES, batch, ranks, seed=0)
+        return PerRankPlan(TOKENIZER_TRAINING, batch, ranks, seed=0)
     table = CostTable(costs={ratio: Cost(fixed, per_image) for ratio, fixed, per_image in costs})
-    return BalancedPlan(SHARES, batch, ranks, 0, table)
+    return BalancedPlan(TOKENIZER_TRAINING, batch, ranks, 0, table)
 
 
 def _computing(
@@ -214,9 +211,9 @@ def _computing(
         seconds = accumulation * work.batch_seconds(ratio, batch, launch)
         return Times(seconds, seconds)
     if run.sampler == "per_rank" and (accumulation == 1 or not together):
-        costs = {ratio: work.batch_seconds(ratio, batch, launch) for ratio in SHARES}
-        mean = sum(share * costs[ratio] for ratio, share in SHARES.items())
-        return Times(accumulation * mean, accumulation * slowest_of(costs, SHARES, ranks))
+        costs = {ratio: work.batch_seconds(ratio, batch, launch) for ratio in TOKENIZER_TRAINING}
+        mean = sum(share * costs[ratio] for ratio, share in TOKENIZER_TRAINING.items())
+        return Times(accumulation * mean, accumulation * slowest_of(costs, TOKENIZER_TRAINING, ranks))
     floors = tuple(launch * work.launches[ratio] for ratio in sorted(work.seconds))
     return _planned(run.sampler, batch, ranks, _costs(work), floors, accumulation, together)
 

@@ -85,6 +85,16 @@ def memory_bytes(work: Work, counts: Mapping[int, int], ranks: int, stage: int) 
     return held + max(largest + gradients + zero.bucket_bytes, updating)
 
 
+def checkpoint_bytes(work: Work, stage: int) -> int:
+    """Return the bytes of a checkpoint: weights and two moments of all models, and averages of the first.
+
+    ZeRO 1 and 2 save the weights of the modules as well (`saved_bytes` of the training package).
+    """
+    copies = 4 if stage < 3 else 3
+    parameters = sum(engine.parameters for engine in work.engines)
+    return FP32 * (copies * parameters + work.engines[0].parameters)
+
+
 def predicted_works() -> dict[tuple[str, str], Work]:
     """Return the costs of both runs by GPU and run, from the counted steps of the roofline."""
     sheets, shares = read_sheets()

@@ -8,7 +8,8 @@ element.
     stage 3   per backward pass an all-gather of the weights (P) and a reduce-scatter of the gradients (P)
 
 DeepSpeed's stages 1 and 2 all-reduce every bucket by default (`use_multi_rank_bucket_allreduce`), and each
-rank keeps its part. Stage 3 gathers weights again for the backward pass only beyond
+rank keeps its part. Stage 3 prefetches weights while earlier layers are computed, on a stream of its own, so
+that only the first bucket is waited for. It gathers weights again for the backward pass only beyond
 `stage3_max_reuse_distance`; parameters of at most `stage3_param_persistence_threshold` elements stay complete
 and are gathered one by one after the update. All values are fp32.
 """
@@ -16,8 +17,10 @@ and are gathered one by one after the update. All values are fp32.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 FP32 = 4
+Pass = Literal["forward", "backward"]
 BUCKET = 50_000_000
 """`reduce_bucket_size` in configs/deepspeed, in elements."""
 PREFETCH = 50_000_000
@@ -37,8 +40,8 @@ class Exchange:
     elements: float
     """Elements of the complete tensors, in all calls together."""
     calls: int
-    overlaps: bool = False
-    """True if it can run during the backward pass."""
+    hidden_by: Pass | None = None
+    """Pass whose computing can hide it, on a stream of its own."""
 
     def sent_bytes(self, ranks: int) -> float:
         """Return the bytes that each rank sends."""
@@ -66,11 +69,22 @@ def exchanges(tensors: Sequence[int], stage: int, accumulation: int = 1) -> list
         return [*_reductions("all_reduce", tensors, passes), weights, norm]
     large = sum(n for n in tensors if n > PERSISTENT)
     small = [n for n in tensors if n <= PERSISTENT]
-    gathered = large + max(0, large - REUSE_DISTANCE // 2)
     found = _reductions("reduce_scatter", tensors, accumulation)
-    if large:
-        calls = accumulation * ceil(gathered / PREFETCH)
-        found.append(Exchange(collective="all_gather", elements=accumulation * gathered, calls=calls))
+    gathered: list[tuple[int, Pass | None]] = [
+        (min(large, PREFETCH), None),
+        (max(0, large - PREFETCH), "forward"),
+        (max(0, large - REUSE_DISTANCE // 2), "backward"),
+    ]
+    found += [
+        Exchange(
+            collective="all_gather",
+            elements=accumulation * elements,
+            calls=accumulation * ceil(elements / PREFETCH),
+            hidden_by=hidden_by,
+        )
+        for elements, hidden_by in gathered
+        if elements
+    ]
     if small:
         found.append(Exchange(collective="all_gather", elements=sum(small), calls=len(small)))
     return [*found, norm]
@@ -88,7 +102,7 @@ def _reductions(collective: str, tensors: Sequence[int], passes: int) -> list[Ex
     found = [Exchange(collective=collective, elements=passes * last, calls=passes)]
     if earlier:
         calls, elements = passes * len(earlier), passes * sum(earlier)
-        found.append(Exchange(collective=collective, elements=elements, calls=calls, overlaps=True))
+        found.append(Exchange(collective=collective, elements=elements, calls=calls, hidden_by="backward"))
     return found
 
 

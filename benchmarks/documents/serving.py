@@ -64,13 +64,13 @@ def runs(mixes: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def goals(mixes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one row per goal."""
+    """Return one row per goal; a ratio to a baseline of 0 has no limit."""
     rows = [
         (
             MIXES[mix],
             f"{load} ×",
             name.replace("_", " "),
-            f"{goal['value']:.3g}",
+            "no limit" if goal["value"] is None else f"{goal['value']:.3g}",
             f"{goal['goal']:.3g}",
             "yes" if goal["met"] else "no",
         )

@@ -19,11 +19,12 @@ from benchmarks.bounds.steps import (
 from benchmarks.efficiency import costs
 from benchmarks.efficiency.row import Results, figure
 from benchmarks.shared.committed import machine_slug
-from benchmarks.shared.mixes import IMAGENET
+from benchmarks.shared.mixes import IMAGENET, MAX_TOKENS, TOKENS
+from cat_fast.training.checkpoints.engine_state import parameter_count
 
 GPUS = ("A100", "H100")
-TOKENIZER_IMAGES, TOKENS = 8, 16_384
-"""Images of a rank's step of the tokenizer, and tokens of a rank's step of the transformer."""
+TOKENIZER_IMAGES = 8
+"""Images of a rank's step of the tokenizer."""
 GENERATING = "generating, 250 steps with guidance"
 TRAINING_TOKENIZER, TRAINING_TRANSFORMER = "training the tokenizer", "training the transformer"
 MEASURED_STEPS = {
@@ -76,7 +77,7 @@ def _coding(counts: Mapping[str, Any], sheets: Mapping[str, DataSheet], assumed:
 def _tokenizer_training(ratio: int, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
     config = costs.tokenizer_config(ratio)
     step = vae_step(config, config, ratio, TOKENIZER_IMAGES, 64)
-    yield "GFLOPs", sum(call.flops for call in step.calls) / step.images / 1e9
+    yield "GFLOPs", step.flops / step.images / 1e9
     yield STATES, costs.training_states(**step.parameters) / 2**20
     two, three = (costs.training_memory(config, ratio, images) for images in (2, 3))
     yield "activation MiB", (three - two) / 2**20
@@ -84,8 +85,8 @@ def _tokenizer_training(ratio: int, sheets: Mapping[str, DataSheet], assumed: As
 
 
 def _transformer_training(ratio: int, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
-    tokens = _tokens(ratio)
-    step = dit_step("cat_xl", "cat_xl", [tokens] * (TOKENS // tokens), 16)
+    tokens = TOKENS[ratio]
+    step = dit_step("cat_xl", "cat_xl", [tokens] * (MAX_TOKENS // tokens), 16)
     yield "GFLOPs", step.flops / step.images / 1e9
     yield STATES, costs.training_states(autoencoder=step.parameters["transformer"]) / 2**20
     kept = costs.transformer_activation_bytes(transformer("cat_xl"), tokens)
@@ -94,12 +95,12 @@ def _transformer_training(ratio: int, sheets: Mapping[str, DataSheet], assumed: 
 
 
 def _generating(ratio: int, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> Figures:
-    """Yield figures of a batch that fills TOKENS, with both passes of an image in one pack."""
-    tokens, config = _tokens(ratio), costs.tokenizer_config(ratio)
+    """Yield figures of a batch that fills MAX_TOKENS, with both passes of an image in one pack."""
+    tokens, config = TOKENS[ratio], costs.tokenizer_config(ratio)
     model = transformer("cat_xl")
-    calls = transformer_calls(model, [tokens] * (TOKENS // tokens), backward=False)
+    calls = transformer_calls(model, [tokens] * (MAX_TOKENS // tokens), backward=False)
     decoding = costs.coding(config, ratio, half=True)["decode"]
-    repeats = costs.STEPS * costs.PASSES * tokens / TOKENS
+    repeats = costs.STEPS * costs.PASSES * tokens / MAX_TOKENS
     yield "GFLOPs", (repeats * sum(call.required for call in calls) + decoding["flops"]) / 1e9
     yield "activation MiB, denoising", costs.PASSES * costs.denoising_bytes(model, tokens) / 2**20
     yield "activation MiB, decoding", decoding["peak_bytes"] / 2**20
@@ -120,11 +121,7 @@ def _step_times(step: Any, sheets: Mapping[str, DataSheet], assumed: Assumptions
 
 
 def _generating_weights(tokenizer_parameters: int) -> int:
-    return BF16 * (costs.size(transformer("cat_xl")) + tokenizer_parameters)
-
-
-def _tokens(ratio: int) -> int:
-    return (256 // ratio) ** 2
+    return BF16 * (parameter_count(transformer("cat_xl")) + tokenizer_parameters)
 
 
 def _with_mix(figures: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:

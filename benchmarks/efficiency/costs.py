@@ -27,6 +27,7 @@ from benchmarks.shared.configs import tokenizer_run
 from cat_fast import NestedAutoencoderKL
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
+from cat_fast.training.checkpoints.engine_state import parameter_count
 from cat_fast.training.tokenizer.live_bytes import LiveBytes
 from cat_fast.training.tokenizer.predict_memory import Zero
 from cat_fast.training.tokenizer.predict_memory import trace as trace_memory
@@ -44,7 +45,7 @@ def tokenizer_config(ratio: int) -> str:
 
 def tokenizer_parameters(config: str) -> int:
     """Return the number of parameters of a tokenizer's configuration."""
-    return size(_tokenizer(config))
+    return parameter_count(_tokenizer(config))
 
 
 def multiply_accumulates(config: str, ratio: int) -> int:
@@ -57,7 +58,7 @@ def multiply_accumulates(config: str, ratio: int) -> int:
 
 @cache
 def coding(config: str, ratio: int, half: bool = False) -> dict[str, dict[str, Any]]:
-    """Return FLOPs, bytes and peak memory of encoding and decoding one image in fp32, or in bf16 if `half`.
+    """Return required FLOPs, bytes and peak memory of coding one image in fp32, or in bf16 if `half`.
 
     Raises:
         UserError: the package's operators are not compiled, or another backend is forced.
@@ -138,11 +139,6 @@ def mean_over(values: Mapping[int, float], shares: Mapping[int, float]) -> float
     return sum(share * values[ratio] for ratio, share in shares.items()) / sum(shares.values())
 
 
-def size(module: torch.nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(p.numel() for p in module.parameters())
-
-
 def _forward(run: Callable[[], Any], model: torch.nn.Module) -> dict[str, Any]:
     linear = dict.fromkeys(("scalar_attention", "scalar_attention_triton"), lambda *_, **__: 0)
     with torch.no_grad(), Trace(linear) as trace:
@@ -153,7 +149,7 @@ def _forward(run: Callable[[], Any], model: torch.nn.Module) -> dict[str, Any]:
     with torch.no_grad(), LiveBytes(existing) as live:
         run()
     return {
-        "flops": sum(call.flops for call in trace.calls),
+        "flops": sum(call.required for call in trace.calls),
         "peak_bytes": live.peak,
         "weight_bytes": sum(p.nbytes for p in existing),
         "calls": trace.calls,

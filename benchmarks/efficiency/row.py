@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared import committed, harness
+from benchmarks.shared import committed
 from cat_fast.errors import UserError
 
 
@@ -73,7 +73,7 @@ class Results:
         """
         for folder in self.folders:
             path = committed.newest(folder.glob(f"{model}_*.json")).get(model)
-            if path is not None and not _is_quick(content := committed.read(path)):
+            if path is not None and not committed.is_quick(content := committed.read(path)):
                 yield path.name, content
 
     def read(self, model: str, *keys: str) -> tuple[str, dict[str, Any]]:
@@ -117,10 +117,3 @@ def figure(content: Mapping[str, Any], key: str, name: str) -> Any:
         if isinstance(value, Mapping) and value.get("right") is False:
             raise UserError(f"{name} has no valid figure {key}: the outputs of the case were wrong")
     return value
-
-
-def _is_quick(content: Mapping[str, Any]) -> bool:
-    """Return True for a result of --quick."""
-    about = content.get("about", {})
-    pairs = about.get("effort", {}).get("min_pairs")
-    return bool(about.get("quick")) or pairs == harness.QUICK.min_pairs

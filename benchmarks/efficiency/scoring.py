@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 from benchmarks.efficiency.row import Measured, Results, Row
+from benchmarks.shared.mixes import TOKENIZER_TRAINING
 
-TRAINING = {8: 0.10, 16: 0.48, 32: 0.42}
-"""Shares of the ratios in the tokenizer's training."""
 TRAINED_IMAGES, SECONDS_PER_IMAGE = 380e6, 1.63
 """Images of the tokenizer's training set, and the published H100-seconds of describing and scoring one."""
 TOKENIZER_STEPS, TOKENIZER_BATCH = 1_000_000, 512
@@ -25,7 +24,7 @@ def share_rows(step_seconds: Mapping[int, float], images: int, results: Results)
         images: images of that step.
         results: with the seconds of our scorers.
     """
-    per_image = sum(share * step_seconds[ratio] for ratio, share in TRAINING.items()) / images
+    per_image = sum(share * step_seconds[ratio] for ratio, share in TOKENIZER_TRAINING.items()) / images
     least = TOKENIZER_STEPS * TOKENIZER_BATCH * per_image / 3600
     most = least / UTILIZATION
     training = (

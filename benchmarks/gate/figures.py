@@ -10,7 +10,7 @@ from benchmarks import packing
 from benchmarks.bounds.trace import Trace
 from benchmarks.gate.allocations import peak_bytes
 from benchmarks.shared.configs import generator_run
-from benchmarks.shared.mixes import MIXES, UNIFORM, measure_packer
+from benchmarks.shared.mixes import MIXES, TOKENS, UNIFORM, measure_packer
 from cat_fast import NestedAutoencoderKL
 from cat_fast.training.metrics.flops import DiTFlops
 
@@ -33,7 +33,7 @@ def transformer_flops() -> Figures:
     flops = DiTFlops(arguments)
     return {
         f"flops.cat_xl_2_blocks.{part}.{ratio}x": float(value)
-        for ratio, tokens in ((8, 1024), (16, 256), (32, 64))
+        for ratio, tokens in TOKENS.items()
         for part, value in flops.sequence_flops(tokens).items()
     }
 

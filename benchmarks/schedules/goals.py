@@ -1,5 +1,6 @@
 """Goals of the engine against the other schedules, by load."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,9 @@ def goals(
     noise = abs(median["engine_again"]["images_per_second"] / ours["images_per_second"] - 1)
 
     def ratio(column: str, other: Mapping[str, float]) -> float:
-        return ours[column] / other[column] if other[column] else float("inf")
+        if ours[column] == other[column]:  # also if both are 0
+            return 1.0
+        return ours[column] / other[column] if other[column] else math.inf
 
     found: dict[str, tuple[float, float, bool]] = {}
     if load >= 2:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared.harness import QUICK
 from cat_fast.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "results"
@@ -53,6 +54,13 @@ def read(path: Path) -> dict[str, Any]:
 def arguments_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the arguments of the suite that `benchmarks.run` wrote into results; others have none."""
     return tuple((content.get("about") or {}).get("arguments", ()))
+
+
+def is_quick(content: Mapping[str, Any]) -> bool:
+    """Return True for rough results, those of --quick."""
+    about = content.get("about") or {}
+    pairs = about.get("effort", {}).get("min_pairs")
+    return bool(about.get("quick")) or pairs == QUICK.min_pairs
 
 
 def machine_slug(about: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from benchmarks.shared.mixes import SHARES, TOKENS
 from cat_fast.config import read_yaml
 from cat_fast.training.metrics.flops import DiTFlops
 
-FIXED = 256
+FIXED = TOKENS[16]
 """Tokens per image of 512 px at 16x."""
 UNIT = "FLOPs of the forward and backward pass, 2 per multiply-accumulate"
 PUBLISHED = {

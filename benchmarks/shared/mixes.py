@@ -22,6 +22,8 @@ SHARES: Mapping[str, Mapping[int, float]] = {
 the mean is published (197.44)."""
 IMAGENET = SHARES["216"]
 """On ImageNet with the paper's thresholds."""
+TOKENIZER_TRAINING = SHARES["252"]
+"""In the tokenizer's training."""
 MIXES: Mapping[str, Mapping[int, float]] = {
     name: {TOKENS[ratio]: share for ratio, share in SHARES[name].items()} for name in ("252", "216", "197")
 }

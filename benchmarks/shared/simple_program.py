@@ -46,18 +46,18 @@ def main(
     print("\n".join(lines(found)))
     if given.json:
         with atomic_write(given.json) as part:
-            quick = {"quick": True} if given.quick else {}
-            content = rounded({**found, "about": about(benchmark, load) | quick})
+            content = rounded({**found, "about": about(benchmark, load, quick=given.quick)})
             part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0
 
 
-def about(benchmark: str, load_before: float) -> dict[str, Any]:
-    """Return benchmark, date, machine, and its load before and after the measurement."""
+def about(benchmark: str, load_before: float, *, quick: bool = False) -> dict[str, Any]:
+    """Return benchmark, date, machine, its load before and after the measurement, and whether it is rough."""
     return {
         "benchmark": benchmark,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         **machine.describe(),
         "load_before": load_before,
         "load_after": os.getloadavg()[0],
+        **({"quick": True} if quick else {}),
     }

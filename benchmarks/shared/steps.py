@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import packing
@@ -16,7 +17,7 @@ from cat_fast.generator.flops import META, forward_flops
 from cat_fast.generator.sampling import denoise_step, draw_noise, prepare, scheduler_step
 from cat_fast.generator.solvers import set_steps
 from cat_fast.models.build import build_model
-from cat_fast.training.metrics.flops import DiTFlops, TokenizerFlops, token_count
+from cat_fast.training.metrics.flops import SCALAR_ATTENTION_NODES, DiTFlops, TokenizerFlops, token_count
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
 DEVICE = packing.DEVICE
@@ -143,7 +144,7 @@ class Generation:
             run=run,
             images=1,
             tokens=token_count(ratio, SIDE),
-            flops=count_flops(lambda: counted.decode(latent.to(META), ratio)),
+            flops=decoder_flops(counted, latent.to(META), ratio),
             precision=PRECISION,
         )
 
@@ -164,6 +165,22 @@ def count_flops(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+def decoder_flops(model: NestedAutoencoderKL, latent: Tensor, ratio: int) -> int:
+    """Count the floating-point operations that decoding executes, as `TokenizerFlops` does those of training.
+
+    Attention with heads of one dimension, which torch counts as N x N products, sums at few nodes instead.
+    """
+    with FlopCounterMode(display=False) as counter:
+        model.decode(latent, ratio)
+    total = counter.get_total_flops()
+    if model.config["mid_block_attention_head_dim"] != 1:
+        return total
+    operators = counter.get_flop_counts()["Global"].items()
+    attention = sum(n for name, n in operators if "bmm" in str(name) or "attention" in str(name))
+    positions = latent.shape[-2] * latent.shape[-1]
+    return total - attention + attention * min(positions, SCALAR_ATTENTION_NODES) // positions
 
 
 def allocate_states(optimizers: Iterable[torch.optim.Optimizer]) -> None:

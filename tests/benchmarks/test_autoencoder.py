@@ -25,20 +25,12 @@ def without_compiling(monkeypatch):
 def test_ours_and_the_stock_model_agree_with_float64(key, measure_once):
     result = measure_once(autoencoder.cases(64, toy)[key]())
     assert result.right, result.wrong()
-    stock = {"nchw_eager"}
-    if key.startswith("heads1."):
-        stock |= {"channels_last_eager", "channels_last_compile"}
-    assert set(result.ratios) == stock
-    assert result.work["of_matmul_rate"] > 0
+    literal = key.startswith("heads512.")
+    stock = set() if literal else {"channels_last_eager", "channels_last_compile"}
+    assert set(result.ratios) == {"nchw_eager", *stock}
+    assert (result.work.get("of_matmul_rate", 0) > 0) == (not literal)
     assert result.breakdown["seconds"]["convolution"] > 0
     assert result.breakdown["peak_bytes"]["convolution"] > 0
-
-
-def test_attention_counts_as_much_in_either_reading():
-    literal, one_head = (
-        autoencoder.cases(64, toy)[f"{name}.8x.encode.fp32"]() for name in autoencoder.READINGS
-    )
-    assert literal.flops == one_head.flops
 
 
 def test_a_training_step_that_is_repeated_computes_the_same():

@@ -71,6 +71,18 @@ def test_ratios_to_baselines_are_compared_in_their_direction():
     assert compare.compare("kernels", results(1.0), results(1.0, ratio=3.0)).regressions == 0
 
 
+@pytest.mark.parametrize(("after", "regressions"), [(0.008, 0), (0.2, 1)])
+def test_of_waiting_the_time_that_is_left_is_compared(after, regressions):
+    """Twice a share of 0.4 % is noise."""
+    found = compare.compare(
+        "straggler", *({"cases": {"balanced.64": {"wait": wait}}} for wait in (0.004, after))
+    )
+    (change,) = found.changes
+    assert change.case == "balanced.64 1 - wait"
+    assert (change.before, change.after) == pytest.approx((0.996, 1 - after))
+    assert found.regressions == regressions
+
+
 def test_what_is_wrong_or_missing_in_the_newer_result_is_a_regression():
     wrong, none = results(1.0), results(1.0)
     wrong["cases"]["k.forward"] |= {"right": False, "seconds": {}, "ratios": {}}
@@ -121,6 +133,19 @@ def test_a_run_that_failed_is_a_regression_and_rounds_are_found_next_to_the_resu
     write(b, name, results(1.2, arguments=["--quick"]))
     assert compare.main([str(a), str(b)]) == 2
     assert "measured with different arguments ([] and ['--quick'])" in capsys.readouterr().out
+
+
+def test_rounds_of_another_commit_do_not_widen_the_band(tmp_path, capsys):
+    name = "kernels_a-2t_2026-01-01.json"
+    a = tmp_path / "a"
+    write(a, name, results(1.0, commit="abc1234"))
+    write(a / "again_1", name, results(1.01, commit="abc1234"))
+    write(a / "again_2", name, results(1.5, commit="def5678"))
+    b = write(tmp_path, name, results(1.2, commit="def5678"))
+    assert compare.main([str(a), b]) == 1
+    printed = capsys.readouterr().out
+    assert "worse    +20.0% (noise 2.0% by quartiles)" in printed
+    assert printed.count("not compared: a round of another commit") == 1
 
 
 def test_the_command_fails_on_a_regression_and_compares_no_other_machine(tmp_path, capsys):

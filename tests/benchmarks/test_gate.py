@@ -1,8 +1,10 @@
 """The regression gate: figures are those of expected.json, and a planted regression is caught."""
 
 import json
+import re
 import warnings
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +17,7 @@ from benchmarks.gate.expected import GONE, IMPROVEMENT, LOSS, NEW, SAME
 from cat_fast.errors import UserError
 from cat_fast.generator import blocks
 
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 KINDS = {
     "flops": {"tolerance": 0},
     "collectives": {"tolerance": 0},
@@ -190,3 +193,8 @@ def test_every_compiler_lists_the_same_kernels():
     compilers = expected.read()["compilers"]
     assert any(name.startswith("triton 3.6") for name in compilers)
     assert len({frozenset(kernels) for kernels in compilers.values()}) == 1
+
+
+def test_the_pinned_compiler_has_expected_registers():
+    pinned = re.search(r"^triton==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert expected.read()["compilers"][f"triton {pinned[1]}"]

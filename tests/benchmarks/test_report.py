@@ -99,6 +99,15 @@ def test_sections_name_file_machine_commit_load_and_command(tmp_path):
     assert report.main([str(tmp_path / "none")]) == 2
 
 
+@pytest.mark.parametrize(("about", "shown"), [({}, True), ({"effort": {"min_pairs": 1}}, False)])
+def test_the_short_comparisons_are_not_those_of_rough_results(tmp_path, about, shown):
+    write(tmp_path, "packing", {"216.ratio_vs_padded": 1.5, "cases": {}, "about": ABOUT | about})
+    text, _ = made(tmp_path, tmp_path)
+    in_short = text.split("## In short")[1].split("## ")[0]
+    assert ("| the same images packed against padded | 1.5 |" in in_short) == shown
+    assert ("None of the results has a comparison" in in_short) == (not shown)
+
+
 def test_benchmarks_without_committed_results_have_tables(tmp_path):
     step = Step(run=lambda: None, images=4, tokens=1024, flops=8e12, precision="bf16")
     total = training_steps.total({"denoise": 10}, {"denoise": step}, {"denoise": [2.0]})

@@ -100,7 +100,8 @@ def test_results_of_uncommitted_changes_are_not_resumed(tmp_path, ran, monkeypat
     assert "discarded: measured with uncommitted changes of abc1234+" in capsys.readouterr().out
     ran.broken = set()
     assert run.main(command) == run.main(command) == 0
-    assert ".json, with uncommitted changes; delete it to measure again" in capsys.readouterr().out
+    kept = "measured with uncommitted changes of abc1234+, which may not be the present ones; delete it"
+    assert kept in capsys.readouterr().out
 
 
 def test_an_unfinished_validation_is_resumed_by_the_same_command(tmp_path, ran):
@@ -139,7 +140,39 @@ def test_rough_results_are_not_taken_for_complete_ones(tmp_path, ran, capsys, mo
         run.main(["--suite", suite, "--only", "kernels", *out])
     assert len(ran.commands) == 2
     printed = capsys.readouterr().out
-    assert printed.count(".json, of commit abc1234; delete it to measure again") == 2
+    assert printed.count(".json, measured with another commit; delete it to measure again") == 2
+
+
+def test_counted_results_are_kept_at_their_commit_only(tmp_path, ran, monkeypatch):
+    def execute(command, log):
+        ran.commands.append(command)
+        Path(command[4]).write_text('{"about": {"benchmark": "roofline"}}')
+        return 0
+
+    monkeypatch.setattr(run, "_execute", execute)
+    command = ["--only", "roofline", "--out", str(tmp_path)]
+    for commit, runs in (("abc1234", 1), ("abc1234", 1), ("def5678", 2), ("def5678+", 3), ("def5678+", 4)):
+        monkeypatch.setitem(MACHINE, "commit", commit)
+        assert run.main(command) == 0
+        assert len(ran.commands) == runs, commit
+        (path,) = tmp_path.glob("roofline_counted_*.json")
+        assert read(path)["about"]["commit"] == commit
+
+
+@pytest.mark.parametrize(
+    ("suite", "about", "runs"),
+    [
+        ("cpu", {"missing": ["b"]}, 1),
+        ("cpu", {"effort": {"min_pairs": 1}}, 1),
+        ("cpu", {"quick": True}, 1),
+        ("quick", {"quick": True}, 0),
+        ("cpu", {}, 0),
+    ],
+)
+def test_results_of_a_call_by_hand_are_kept_if_they_are_complete(tmp_path, ran, suite, about, runs):
+    (tmp_path / "kernels_test-1t_2026-01-01.json").write_text(json.dumps({"about": MACHINE | about}))
+    assert run.main(["--suite", suite, "--only", "kernels", "--out", str(tmp_path)]) == 0
+    assert len(ran.commands) == runs
 
 
 def backdate(path):

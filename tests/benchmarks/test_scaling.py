@@ -3,8 +3,9 @@
 import json
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from benchmarks.cluster.zero import Exchange, exchanges
 from benchmarks.shared.committed import committed
 from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.errors import UserError
+from cat_fast.training.checkpoints.engine_state import parameter_count, saved_bytes
 from tests.training.rank_processes import run_ranks
 
 NODES, ASSUMED = links.read_links()
@@ -69,8 +71,19 @@ def test_stage_3_gathers_weights_twice_that_are_reused_late():
 
 def test_all_buckets_but_the_last_overlap_with_the_backward_pass():
     first, second, *_ = exchanges([40_000_000, 30_000_000, 30_000_000], 1)
-    assert (first.elements, first.calls, first.overlaps) == (40_000_000, 1, False)
-    assert (second.elements, second.calls, second.overlaps) == (60_000_000, 2, True)
+    assert (first.elements, first.calls, first.hidden_by) == (40_000_000, 1, None)
+    assert (second.elements, second.calls, second.hidden_by) == (60_000_000, 2, "backward")
+
+
+def test_stage_3_waits_for_the_first_bucket_of_weights_and_for_small_tensors():
+    found = exchanges([100_000_000] * 6 + [50_000], 3, accumulation=2)
+    gathers = {(one.elements, one.calls, one.hidden_by) for one in found if one.collective == "all_gather"}
+    assert gathers == {
+        (2 * 50_000_000, 2, None),
+        (2 * 550_000_000, 2 * 11, "forward"),
+        (2 * 100_000_000, 2 * 2, "backward"),
+        (50_000, 1, None),
+    }
 
 
 def test_the_collectives_are_those_of_deepspeed(tmp_path):
@@ -124,19 +137,40 @@ def counted(name, function, counts):
     return run
 
 
-def test_communication_hides_behind_the_backward_pass_up_to_its_time():
+def test_communication_hides_behind_its_pass_up_to_the_time_of_computing():
     class Constant:
         def seconds(self, exchange):
             return 0.1 * exchange.calls
 
     found = [
-        Exchange(collective="all_reduce", elements=1, calls=3, overlaps=True),
+        Exchange(collective="all_reduce", elements=1, calls=3, hidden_by="backward"),
+        Exchange(collective="all_gather", elements=1, calls=2, hidden_by="forward"),
         Exchange(collective="all_gather", elements=1, calls=1),
     ]
-    for backward, exposed in ((0.0, 0.4), (0.2, 0.2), (9.0, 0.1)):
-        part = communicate(found, Constant(), backward)
+    for forward, backward, exposed in ((0.0, 0.0, 0.6), (0.0, 0.2, 0.4), (0.1, 9.0, 0.2), (9.0, 9.0, 0.1)):
+        part = communicate(found, Constant(), forward=forward, backward=backward)
         assert part.exposed == pytest.approx(exposed)
-        assert part.exposed + part.hidden == pytest.approx(0.4)
+        assert part.exposed + part.hidden == pytest.approx(0.6)
+
+
+def test_gathered_weights_hide_behind_the_forward_pass():
+    """Under ZeRO 3 only the last reduced bucket, the first gathered one and single values are waited for."""
+    costs = work.Work(
+        engines=[work.Engine(name="transformer", tensors=[50_000_000] * 8)],
+        seconds={16: Cost(0.0, 1.0)},
+        launches={16: 1},
+        optimizer_seconds=0.0,
+        activations={16: Cost(0.0, 1e8)},
+    )
+    row = simulate("transformer", 8, 3, costs=costs)
+    calls, link = row["accumulation"], links.NcclLink(NODES["A100"], 8, ASSUMED)
+    waited_for = [
+        Exchange(collective="reduce_scatter", elements=calls * 50_000_000, calls=calls),
+        Exchange(collective="all_gather", elements=calls * 50_000_000, calls=calls),
+        Exchange(collective="all_reduce", elements=1, calls=1),
+        zero.CONTROL,
+    ]
+    assert row["communication_ms"] == pytest.approx(1e3 * sum(map(link.seconds, waited_for)))
 
 
 def test_a_ring_over_nodes_is_as_fast_as_their_adapters():
@@ -168,6 +202,22 @@ def test_invalid_links_are_refused(tmp_path):
     (tmp_path / "links.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"link_share must be at most 1, got 1\.2"):
         links.read_links(tmp_path / "links.json")
+
+
+def test_the_document_lists_every_parameter_without_a_source():
+    named = {
+        "prices": "Prices",
+        "seconds_per_launch": "the time of a launch",
+        "backward_share": "the share of the backward pass",
+        "storage_bytes_per_second": "the speed of storage",
+        "restart_seconds": "the time of a restart",
+    }
+    assumed = {name for name, source in ASSUMED.sources.items() if source.startswith("assumed")}
+    assumed |= {"prices" for node in NODES.values() if node.price_source == "assumed"}
+    assert assumed == set(named)
+    text = " ".join((Path(__file__).parents[2] / "docs/efficiency.md").read_text(encoding="utf-8").split())
+    *others, last = named.values()
+    assert f"{', '.join(others)} and {last} have no source" in text
 
 
 def test_the_slowest_of_many_ranks_is_at_the_most_expensive_ratio():
@@ -284,6 +334,22 @@ def test_memory_adds_weights_optimizer_gradients_buckets_and_activations():
     assert work.memory_bytes(costs, counts, 4, 2) == common + 0.1e9
     partitioned = 4 * 0.1e9 + 0.1e9 + 0.1e9  # weights, master weights, two moments; average; gradients
     assert work.memory_bytes(costs, counts, 4, 3) == partitioned + 0.4e9 + 0.2e9 + frozen + activations
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_checkpoint_has_the_states_of_all_engines_and_the_average_of_the_first(stage):
+    modules = [torch.nn.Linear(30, 10), torch.nn.Linear(4, 1)]
+    saved = [SimpleNamespace(module=one, zero_optimization_stage=lambda: stage) for one in modules]
+    engines = [
+        work.Engine(name="", tensors=[parameter.numel() for parameter in one.parameters()]) for one in modules
+    ]
+    expected = sum(map(saved_bytes, saved)) + 4 * parameter_count(modules[0])
+    assert work.checkpoint_bytes(replace(WORK, engines=engines), stage) == expected
+
+
+def test_a_checkpoint_stops_the_run_while_it_is_written():
+    seconds = work.checkpoint_bytes(WORK, 2) / ASSUMED.storage_bytes_per_second
+    assert simulate("tokenizer", 64)["checkpoint_hours"] == pytest.approx(1_000_000 / 5000 * seconds / 3600)
 
 
 def test_the_best_stage_is_the_fastest_that_fits_and_ties_are_marked():

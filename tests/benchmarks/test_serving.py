@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import serving
+from benchmarks.documents import serving as document
 from benchmarks.schedules.arrivals import MIXES, draw_requests, poisson
 from benchmarks.schedules.clock import Clock
 from benchmarks.schedules.goals import BASELINES, goals
 from benchmarks.schedules.policies import DeficitRoundRobin, DynamicBatching, FifoStepBatching, Job
 from benchmarks.schedules.serve import run
+from benchmarks.shared import headlines, machine
 from cat_fast.generator import SampleRequest
 from cat_fast.inference.engine import EngineRequest
 
@@ -143,6 +145,25 @@ def test_goals_are_met_or_not():
     assert [predicted[f"throughput over {name}"]["goal"] for name in BASELINES] == [1.1, 2.0, 1.3]
 
 
+def test_a_baseline_that_reaches_nothing_leaves_the_ratio_without_limit(tmp_path):
+    engine = {"images_per_second": 1.0, "p50": 1.0, "p95": 2.0, "p99": 3.0, "within_three_times_alone": 0.5}
+    never = engine | {"within_three_times_alone": 0.0}
+    median = dict.fromkeys(("engine", "engine_again", "engine_fifo_packed", *BASELINES), engine)
+    median["dynamic_batching"] = never
+    found = goals(median, 0.8, predicted=True)
+    name = "share within three times alone over dynamic_batching"
+    assert found[name]["met"]
+    assert not goals(median | {"engine": never}, 0.8, predicted=True)[name]["met"], "nor does the engine"
+    file = tmp_path / "serving.json"
+    serving.write_results(file, {"mixes": {"cat": {"0.8": {"goals": found, "rate": 0.123456}}}})
+    written = json.loads(file.read_text())
+    load = written["mixes"]["cat"]["0.8"]
+    assert (load["goals"][name]["value"], load["rate"]) == (None, 0.1235)
+    table = document.goals(written["mixes"])
+    assert f"| 6/49/45 | 0.8 × | {name.replace('_', ' ')} | no limit | 1.5 | yes |" in table
+    assert headlines.found_in({"serving": written}) == []
+
+
 def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monkeypatch):
     file, measured = tmp_path / "serving.json", []
 
@@ -151,10 +172,10 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
             measured.append("interrupted")
             raise KeyboardInterrupt
         measured.append((mix, load))
-        return {"load": load}
+        return {"load": load, "goals": {}}
 
     monkeypatch.setattr(serving, "measure", measure)
-    monkeypatch.setattr(serving.machine, "commit", lambda: "abc1234")
+    monkeypatch.setattr(machine, "commit", lambda: "abc1234")
     with pytest.raises(KeyboardInterrupt):
         serving.main(["--simulate", "--json", str(file)])
     assert json.loads(file.read_text())["about"]["missing"] == ["cat 1x", "cat 2x", "dataset_c 0.8x"]
@@ -170,7 +191,18 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
     ]
     assert set(json.loads(file.read_text())["mixes"]["cat"]) == {"0.5", "0.8", "1", "2"}
     assert "missing" not in json.loads(file.read_text())["about"]
-    monkeypatch.setattr(serving.machine, "commit", lambda: "def5678")
+    monkeypatch.setattr(machine, "commit", lambda: "def5678")
     file.write_bytes(unfinished)
     assert serving.main(["--simulate", "--json", str(file)]) == 0
     assert measured[6:] == [one for one in measured[:6] if one != "interrupted"], "of another commit"
+
+
+def test_a_goal_that_is_not_reached_is_a_miss_of_written_results(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "serving.json"
+    found = {"goals": {name: {"value": 1.0, "goal": 1.1, "met": name == "a"} for name in ("a", "b")}}
+    monkeypatch.setattr(serving, "measure", lambda *given, **effort: found)
+    assert serving.main(["--simulate", "--quick", "--json", str(file)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "goal not reached: cat 2x: b"
+    written = json.loads(file.read_text())
+    assert written["mixes"] == {"cat": {"2": found}}
+    assert written["about"]["quick"]

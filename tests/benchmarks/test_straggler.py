@@ -75,6 +75,7 @@ def test_the_program_writes_every_row_and_fails_where_balanced_waits(tmp_path, m
     assert report["cases"]["balanced.8.jitter"]["wait"] > report["cases"]["balanced.8"]["wait"]
     assert report["costs"]["by_ratio"]["8"]["per_image"] == 1153
     assert report["about"]["cpu"]["threads"] > 0
+    assert report["about"]["quick"]
     assert "balanced.8 " in capsys.readouterr().out
     monkeypatch.setattr(straggler, "TARGET", 0.01)
     assert straggler.main(["--table", str(table), "--quick"]) == 1

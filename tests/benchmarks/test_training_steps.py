@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks import packing, training_steps
 from benchmarks.shared import steps
@@ -66,8 +67,12 @@ def test_the_file_of_a_run_that_failed_has_its_rounds_and_names_the_missing_case
     written = json.loads(out.read_text())
     assert written["cases"]["a"]["images"] == 1
     assert written["about"]["missing"] == ["a", "b"]
+    assert training_steps.main(["--json", str(out), "--only", "a"]) == 0
+    about = json.loads(out.read_text())["about"]
+    assert (about["missing"], "quick" in about) == (["b"], False)
     assert training_steps.main(["--json", str(out), "--quick"]) == 0
-    assert "missing" not in json.loads(out.read_text())["about"]
+    about = json.loads(out.read_text())["about"]
+    assert ("missing" in about, about["quick"]) == (False, True)
 
 
 def test_fixed_ratios_and_the_mix_are_compared_in_training_and_generation():
@@ -101,3 +106,17 @@ def test_steps_of_training_and_generation_run_at_toy_size(monkeypatch):
     assert trained.flops == pytest.approx(1.5 * denoised.flops, rel=0.05)  # 3 passes against 2
     # torch counts no attention on CPUs: 16 positions, twice a product of 16 x 16 x 16
     assert decoded.flops == steps.count_flops(decoded.run) + 2 * 2 * 16**3
+
+
+def test_decoding_with_heads_of_one_dimension_counts_what_is_executed(monkeypatch):
+    monkeypatch.setattr(steps, "cat_tokenizer", lambda: tiny(mid_block_attention_head_dim=1).eval())
+    monkeypatch.setattr(steps, "SIDE", 128)
+    monkeypatch.setattr(steps.Generation, "__init__", lambda self: None)
+    decoded = Generation().decode(8)
+    with steps.META:
+        literal, one_head, latent = steps.cat_tokenizer(), tiny().eval(), torch.empty(1, 4, 16, 16)
+    products = steps.count_flops(lambda: literal.decode(latent, 8))
+    # 256 positions of 16 heads attend to 64 nodes, with two products
+    assert products - decoded.flops == 2 * 2 * 16 * 256 * (256 - 64)
+    one_head_products = steps.count_flops(lambda: one_head.decode(latent, 8))
+    assert steps.decoder_flops(one_head, latent, 8) == one_head_products
