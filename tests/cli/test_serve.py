@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,8 @@ import urllib.request
 import pytest
 
 from cat_fast.cli import serve as module
+from cat_fast.inference.server.run import bind
+from cat_fast.inference.server.settings import ServerSettings
 from tests.cli.conftest import assert_one_line_error
 from tests.inference.engine.mixes import tiny_pipeline
 
@@ -33,9 +34,7 @@ def test_other_addresses_need_a_token(cat_fast, tmp_path):
 
 
 def test_a_port_in_use(cat_fast, tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with bind(ServerSettings(name="first", port=0)) as taken:  # another server, still loading its models
         port = taken.getsockname()[1]
         result = cat_fast("serve", "-p", tmp_path, "--port", port)
     assert_one_line_error(result, f"cannot listen on 127.0.0.1:{port}", "the port is in use", "--port")

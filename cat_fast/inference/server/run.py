@@ -54,7 +54,7 @@ class _Server(uvicorn.Server):
 
 
 def bind(settings: ServerSettings) -> socket.socket:
-    """Return a socket bound to the server's address.
+    """Return a socket that listens on the server's address, so that no other server can.
 
     Raises:
         UserError: the port is in use, or the address is not one of this machine.
@@ -64,6 +64,7 @@ def bind(settings: ServerSettings) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((settings.host, settings.port))
+        bound.listen()
     except OSError as error:
         bound.close()
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
