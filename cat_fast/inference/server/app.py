@@ -98,8 +98,6 @@ def create_app(service: Service) -> FastAPI:
         has_text: Annotated[bool | None, Form()] = None,
         has_faces: Annotated[bool | None, Form()] = None,
     ) -> JSONResponse:
-        service.require_not_draining()
-
         def work(data: bytes) -> dict[str, Any]:
             read = images.read_image(data)
             given = description.strip() if description else ""

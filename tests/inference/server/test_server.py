@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -270,6 +270,37 @@ def test_images_that_the_drain_does_not_finish_are_reported_as_lost(text_pipelin
     assert [one["steps"] for one in error["lost"]] == [1000, 1000]
     assert len(service.lost) == 2
     assert service.refusals == {}, "they had been accepted"
+
+
+def test_a_drain_waits_for_uploads(text_pipeline, monkeypatch):
+    service = make_service(text_pipeline, prepared=False)
+    begun, released, closed = threading.Event(), threading.Event(), threading.Event()
+    close = service.engine.close
+
+    def reconstruct(*_):
+        begun.set()
+        assert released.wait(60)
+        return {"ratio": 16}
+
+    def observed(**options):
+        lost = close(**options)
+        closed.set()
+        return lost
+
+    monkeypatch.setattr("cat_fast.inference.server.images.reconstruct", reconstruct)
+    monkeypatch.setattr(service.engine, "close", observed)
+    app, files = create_app(service), {"image": ("x.png", png())}
+    with ThreadPoolExecutor(2) as pool:
+        upload = pool.submit(TestClient(app).post, RECONSTRUCTIONS, files=files)
+        assert begun.wait(60)
+        drained = pool.submit(service.drain)
+        assert closed.wait(60)
+        assert wait([drained], timeout=0.2).not_done, "the upload is not complete"
+        assert TestClient(app).post(RECONSTRUCTIONS, files=files).status_code == 503
+        released.set()
+        assert upload.result().json() == {"ratio": 16}
+        drained.result(60)
+    assert service.reconstructing == 0
 
 
 def test_a_service_leaves_no_thread_and_no_file_open(text_pipeline):
