@@ -170,16 +170,19 @@ class Admission:
         return [Forecast(one * correction, correction) for one in seconds]
 
 
-def check_room(requests: Sequence[SampleRequest], passes: int, max_tokens: int) -> None:
-    """Raise UserError if an image, with its unconditional copy if `passes` is 2, exceeds `max_tokens`."""
-    longest = max(range(len(requests)), key=lambda i: requests[i].num_tokens, default=None)
-    if longest is None:
-        return
-    request = requests[longest]
-    needed = passes * request.num_tokens
+def check_room(requests: Sequence[SampleRequest], passes: Sequence[int], max_tokens: int) -> None:
+    """Raise UserError if an image exceeds `max_tokens`.
+
+    Args:
+        passes: sequences per step of each image: 2 with its unconditional copy for guidance, else 1.
+    """
+    rows = [number * request.num_tokens for number, request in zip(passes, requests, strict=True)]
+    needed = max(rows, default=0)
     if needed > max_tokens:
-        guided = f", {needed} with the unconditional copy for guidance" if passes == 2 else ""
+        largest = rows.index(needed)
+        request = requests[largest]
+        guided = f", {needed} with the unconditional copy for guidance" if passes[largest] == 2 else ""
         raise UserError(
-            f"max_tokens {max_tokens} is too small: image {longest} at {request.ratio}x has"
+            f"max_tokens {max_tokens} is too small: image {largest} at {request.ratio}x has"
             f" {request.num_tokens} tokens{guided}; raise it to at least {needed}"
         )

@@ -378,7 +378,7 @@ class PackedEngine:
         self.stages.check(request)
         variants = request.variants
         for variant in variants:
-            check_room([variant.sample], variant.passes, self.max_tokens)
+            check_room([variant.sample], [variant.passes], self.max_tokens)
         text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
         costs = [self.cost.cost(variant, variant.sample, text_tokens) for variant in variants]
         return Checked(variants, costs)

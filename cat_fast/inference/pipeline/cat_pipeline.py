@@ -359,7 +359,7 @@ class CATPipeline(DiffusionPipeline):
         """
         scales = self._scales(guidance_scale, requests)
         passes = [passes_of(scale) for scale in scales]
-        check_room(requests, max(passes, default=1), max_tokens)
+        check_room(requests, passes, max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
         # requests of equal length next to each other share one attention call
         by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
