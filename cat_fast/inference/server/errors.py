@@ -78,7 +78,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of an application in OpenAI's shape."""
+    """Answer refusals of an application in OpenAI's shape; `Limits` answers its other exceptions."""
 
     def answer(request: Request, error: ApiError) -> JSONResponse:
         setattr(request.state, REFUSAL, error.code)
@@ -98,10 +98,6 @@ def install(app: FastAPI) -> None:
         code = codes.get(error.status_code, "invalid_request")
         found = ApiError(error.status_code, str(error.detail), code=code, headers=error.headers)
         return answer(request, found)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
 
 
 def _of_validation(error: RequestValidationError) -> ApiError:

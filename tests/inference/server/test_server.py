@@ -18,6 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from cat_fast.complexity.scorers.accurate.scorer import AccurateScorer
+from cat_fast.errors import UserError
 from cat_fast.inference.engine import EngineRequest
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.server import generation
@@ -145,6 +146,22 @@ def test_an_error_after_images_were_queued_is_not_a_refusal(service, monkeypatch
     assert client.post(GENERATIONS, json=BODY | {"stream": stream}).status_code == 500
     assert service.engine.statistics.submitted == submitted + 1
     assert dict(service.refusals) == refusals
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("no scorer"), 400), (RuntimeError("broken"), 500)])
+def test_an_unhandled_error_is_answered_with_the_status_and_the_id_of_its_log(
+    service, monkeypatch, capfd, error, status
+):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(generation, "require_scores", broken)
+    client = TestClient(create_app(service), raise_server_exceptions=False)
+    reply = client.post(GENERATIONS, json=BODY, headers={"x-request-id": "abc-3"})
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines if line["request_id"] == "abc-3"] == [status]
+    assert (reply.status_code, reply.headers["x-request-id"]) == (status, "abc-3")
+    assert str(error) in reply.json()["error"]["message"]
 
 
 def test_steps_are_shown_until_the_engine_is_idle(client, service):
