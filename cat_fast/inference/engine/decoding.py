@@ -51,10 +51,11 @@ class Decoding:
         self._executor = executor
 
     @property
-    def pending(self) -> int:
-        """Number of images that are waiting or being decoded, previews excluded."""
+    def handles(self) -> set[RequestHandle]:
+        """Requests whose images are waiting or being decoded, previews excluded."""
         with self._lock:
-            return len(self._finished) + sum(item.preview_step is None for item in self._in_progress)
+            items = [*self._finished, *self._in_progress]
+        return {item.handle for item in items if item.preview_step is None}
 
     @property
     def backlog_seconds(self) -> float:

@@ -157,7 +157,9 @@ class PackedEngine:
     @property
     def unfinished(self) -> int:
         """Number of requests that are queued, between steps, or waiting for the decoder."""
-        return len(self._entries) + self._decoding.pending
+        # entries first: one that moves to the decoder meanwhile is in both, and counts once
+        handles = {entry.handle for entry in list(self._entries)} | self._decoding.handles
+        return sum(not handle.done() for handle in handles)
 
     @property
     def waiting(self) -> int:
@@ -200,7 +202,7 @@ class PackedEngine:
         with self._changed:
             self._closing = "drain"
             self._changed.notify_all()
-            while (self._entries or self._decoding.pending) and self._thread is not None:
+            while self.unfinished and self._thread is not None:
                 left = deadline - time.perf_counter()
                 if left <= 0:
                     break
@@ -425,7 +427,7 @@ class PackedEngine:
 
     def _in_flight(self) -> InFlight:
         return InFlight(
-            entries=self._entries,
+            entries=[entry for entry in self._entries if not entry.has_left],
             max_rows=self._rows_allowed,
             decoding_seconds=self._decoding.backlog_seconds,
             now=self.clock(),

@@ -590,6 +590,21 @@ def test_images_that_wait_for_the_decoder_count(pipeline):
     assert engine.unfinished == 0
 
 
+def test_images_that_move_to_the_decoder_count_once(pipeline):
+    class Recording(Stages):
+        def latent(self, state, tokens=None):
+            seen.append(engine.unfinished)
+            return super().latent(state, tokens)
+
+    seen = []
+    engine = PackedEngine(pipeline, 100, stages=Recording(pipeline))
+    for seed in range(3):
+        engine.submit(request(seed=seed, decode=True))
+    engine.run()
+    assert seen == [3, 3, 3]
+    assert engine.unfinished == 0
+
+
 def test_threads_decode_and_end(pipeline):
     before = threading.active_count()
     with PackedEngine(pipeline, 64) as engine:
