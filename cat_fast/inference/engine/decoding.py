@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -53,16 +54,19 @@ class Decoding:
     @property
     def handles(self) -> set[RequestHandle]:
         """Requests whose images are waiting or being decoded, previews excluded."""
-        with self._lock:
-            items = [*self._finished, *self._in_progress]
-        return {item.handle for item in items if item.preview_step is None}
+        return {item.handle for item in self._items() if item.preview_step is None}
 
     @property
     def backlog_seconds(self) -> float:
         """Predicted seconds until the decoder is idle."""
-        with self._lock:
-            items = [*self._finished, *self._in_progress]
-        return sum(self._cost.decode_seconds(item.sample) for item in items)
+        return sum(self._cost.decode_seconds(item.sample) for item in self._items())
+
+    @property
+    def finish_seconds(self) -> list[float]:
+        """Predicted seconds until each image is decoded, previews excluded; ascending."""
+        items = self._items()
+        ends = accumulate(self._cost.decode_seconds(item.sample) for item in items)
+        return [end for item, end in zip(items, ends, strict=True) if item.preview_step is None]
 
     def add(self, handle: RequestHandle, latent: torch.Tensor, sample: SampleRequest, *, alone: bool) -> None:
         """Queue a finished latent."""
@@ -97,6 +101,11 @@ class Decoding:
         self._finished.clear()
         self._previews.clear()
         return lost
+
+    def _items(self) -> list[_Item]:
+        """Return the items being decoded, then the finished images that wait."""
+        with self._lock:
+            return [*self._in_progress, *self._finished]
 
     def _kick(self) -> None:
         if self._executor is not None:

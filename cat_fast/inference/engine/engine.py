@@ -391,11 +391,12 @@ class PackedEngine:
         """Return the entries of requests that are accepted together, in order; under the lock."""
         if self._closing:
             raise Draining
-        unfinished = self.unfinished
+        unfinished, in_flight = self.unfinished, self._in_flight()
         if self.max_queue is not None and unfinished + len(checked) > self.max_queue:
-            first = min((entry.remaining_seconds for entry in self._entries), default=0.0)
-            raise QueueFull(unfinished, self.max_queue, max(1.0, first))
-        choices = self.admission.choose(checked, self._in_flight())
+            places = unfinished + len(checked) - self.max_queue
+            seconds = self.admission.room_seconds(places, in_flight)
+            raise QueueFull(unfinished, self.max_queue, max(1.0, seconds))
+        choices = self.admission.choose(checked, in_flight)
         entries: list[Entry] = []
         for one, (chosen, forecast), on_preview in zip(checked, choices, on_previews, strict=True):
             request, drawn, cost = one.request, one.variants[chosen], one.costs[chosen]
@@ -430,6 +431,7 @@ class PackedEngine:
             entries=[entry for entry in self._entries if not entry.has_left],
             max_rows=self._rows_allowed,
             decoding_seconds=self._decoding.backlog_seconds,
+            decoded=self._decoding.finish_seconds,
             now=self.clock(),
         )
 

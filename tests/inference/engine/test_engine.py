@@ -133,6 +133,19 @@ def test_a_full_queue_refuses_and_frees_up(pipeline):
     assert engine.statistics.refusals == {"queue_full": 1}
 
 
+def test_a_full_queue_has_room_once_as_many_images_are_complete_as_arrive(pipeline):
+    engine = PackedEngine(pipeline, 32, max_queue=3)  # one of them per step
+    engine.cost.assume(1e9)
+    seconds = engine.predict_seconds(request(8))
+    engine.cost.assume(1e9 * seconds / 10)
+    for seed in range(3):
+        engine.submit(request(8, seed=seed))
+    for places in (1, 2, 3):
+        with pytest.raises(QueueFull) as caught:
+            engine.submit_all([request(8)] * places)
+        assert caught.value.retry_after == pytest.approx(10 * places)
+
+
 def test_requests_submitted_together_are_queued_all_or_none(pipeline):
     engine = PackedEngine(pipeline, 100, max_queue=2)
     engine.submit(request())
@@ -580,7 +593,10 @@ def test_images_that_wait_for_the_decoder_count(pipeline):
             assert engine.predict_seconds(request(decode=True)) > 290
             with pytest.raises(QueueFull) as caught:
                 engine.submit(request())
-            assert caught.value.retry_after >= 1
+            assert 90 < caught.value.retry_after < 110, "one place: the first image"
+            with pytest.raises(QueueFull) as caught:
+                engine.submit_all([request(seed=seed) for seed in range(2)])
+            assert 190 < caught.value.retry_after < 210, "two places: both"
             engine.max_queue = None
             with pytest.raises(DeadlineUnreachable):
                 engine.submit(request(decode=True, deadline=200.0))
