@@ -254,10 +254,7 @@ class PackedEngine:
             if self._step - self._rows_reduced_at >= _RECOVER_STEPS and self._rows_allowed < self.max_tokens:
                 self._rows_allowed = min(2 * self._rows_allowed, self.max_tokens)
                 self._rows_reduced_at = self._step
-            # a request larger than the reduced budget still gets a step of its own
-            largest = max(entry.rows for entry in self._entries)
-            budget = min(self.max_tokens, max(self._rows_allowed, largest))
-            chosen = select(self._entries, self.order, budget, self._step, begun)
+            chosen = select(self._entries, self.order, self._rows_allowed, self._step, begun)
             entries = [self._entries[i] for i in chosen]
             left_out = len(self._entries) - len(entries)
         ready = [entry for entry in entries if self._prepare(entry, begun)]

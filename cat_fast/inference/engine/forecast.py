@@ -49,7 +49,7 @@ def completions(
 
     Args:
         ranked: in order of service.
-        max_rows: row budget of a step; while a request exceeds it, the rows of that request.
+        max_rows: row budget of a step; the first request of a step may exceed it, and is then alone.
         step_seconds: seconds of a step of this many FLOPs.
         decoding_backlog: seconds of decoding ahead of everything.
     """
@@ -59,9 +59,9 @@ def completions(
     elapsed, decoder_free = 0.0, decoding_backlog
     while alive:
         chosen: list[int] = []
-        free = max(max_rows, *(ranked[i].rows for i in alive))
+        free = max_rows
         for i in alive:
-            if ranked[i].rows <= free:
+            if not chosen or ranked[i].rows <= free:
                 chosen.append(i)
                 free -= ranked[i].rows
         turns = min(left[i] for i in chosen)

@@ -325,18 +325,23 @@ def test_a_pass_that_fails_is_narrowed_down_to_the_request_at_fault(pipeline):
     assert [handle.status for handle in handles] == ["finished", "finished", "failed", "finished"]
 
 
+class Small(Stages):
+    """Stages that have memory for `limit` rows per step."""
+
+    def __init__(self, pipeline, limit):
+        super().__init__(pipeline)
+        self.limit, self.seen = limit, []
+
+    def denoise_step(self, states):
+        rows = [state.passes * state.request.num_tokens for state in states]
+        self.seen.append(rows)
+        if sum(rows) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().denoise_step(states)
+
+
 def test_out_of_memory_halves_the_batch_and_continues(pipeline, monkeypatch):
-    class Small(Stages):
-        limit, seen = 20, []
-
-        def denoise_step(self, states):
-            rows = sum(state.passes * state.request.num_tokens for state in states)
-            self.seen.append(rows)
-            if rows > self.limit:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().denoise_step(states)
-
-    stages = Small(pipeline)
+    stages = Small(pipeline, 20)
     engine = PackedEngine(pipeline, 100, stages=stages)
     engine.cost.assume(1e9)
     monkeypatch.setattr(engine.cost, "step_seconds", lambda flops: 1.0)
@@ -345,14 +350,26 @@ def test_out_of_memory_halves_the_batch_and_continues(pipeline, monkeypatch):
     assert engine.predict_seconds(request(16, seed=8)) == 3 + 3, "after the steps of the others, which share"
     engine.step()
     assert engine.predict_seconds(request(16, seed=8)) == 4 * 2 + 3, "two requests share a step from now on"
-    first, stages.seen[:] = list(stages.seen), []
+    assert sum(stages.seen[0]) == 96
+    stages.seen.clear()
     engine.run()
-    assert first[0] == 96
-    assert max(stages.seen) <= 20, "later steps must keep to the halved budget"
+    assert max(map(sum, stages.seen)) <= 20, "later steps must keep to the halved budget"
     assert [handle.status for handle in handles] == ["finished"] * 8
     assert engine.statistics.out_of_memory > 0
     with pytest.raises(UserError, match="out of memory with a single image of 32 tokens per step"):
         big.result()
+
+
+def test_after_out_of_memory_a_larger_request_has_steps_to_itself(pipeline):
+    stages = Small(pipeline, 40)
+    engine = PackedEngine(pipeline, 100, stages=stages, order=FifoPacked())
+    handles = [engine.submit(request(16, seed=seed)) for seed in range(8)] + [engine.submit(request(8))]
+    engine.step()
+    stages.seen.clear()
+    engine.run()
+    assert [handle.status for handle in handles] == ["finished"] * 9
+    assert stages.seen.count([32]) == 2
+    assert max(sum(rows) for rows in stages.seen if rows != [32]) == 24, "the halved budget"
 
 
 @pytest.fixture
