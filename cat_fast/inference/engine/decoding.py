@@ -138,7 +138,7 @@ class Decoding:
 
     def _decode(self, batch: list[_Item]) -> None:
         """Decode a batch; failures are narrowed down by halving it."""
-        start = self._clock()
+        start = self._stages.decoding_seconds
         try:
             images = self._stages.decode([item.latent for item in batch], batch[0].sample.ratio)
         except Exception as error:
@@ -155,7 +155,7 @@ class Decoding:
             self._decode(batch[:half])
             self._decode(batch[half:])
             return
-        seconds = (self._clock() - start) / len(batch)
+        seconds = (self._stages.decoding_seconds - start) / len(batch)
         self._statistics.seconds_decoding += seconds * len(batch)
         for item, image in zip(batch, images, strict=True):
             self._cost.measured_decoding(item.sample.ratio, item.sample.grid, seconds)

@@ -5,6 +5,7 @@ import dataclasses
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -636,6 +637,34 @@ def test_images_that_move_to_the_decoder_count_once(pipeline):
     engine.run()
     assert seen == [3, 3, 3]
     assert engine.unfinished == 0
+
+
+def test_seconds_of_the_decoder_do_not_include_waiting_for_uploads(pipeline, monkeypatch):
+    now, decode = [0.0], pipeline.vae.decode
+
+    class HeldByUploads:
+        def __enter__(self):
+            now[0] += 100.0
+
+        def __exit__(self, *_):
+            pass
+
+    def slow(z, ratio):
+        now[0] += 1.0
+        return decode(z, ratio)
+
+    monkeypatch.setattr("cat_fast.inference.engine.stages.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(pipeline.vae, "decode", slow)
+    stages = Stages(pipeline)
+    stages.vae_lock = HeldByUploads()
+    engine = PackedEngine(pipeline, 100, stages=stages, clock=lambda: now[0])
+    engine.cost.calibrate([[request()]], repeats=1)
+    assert engine.cost.decode_seconds(request().sample) == 1.0
+    handle = engine.submit(request(decode=True))
+    engine.run()
+    assert engine.cost.decode_seconds(request().sample) == 1.0
+    assert engine.statistics.seconds_decoding == 1.0
+    assert handle.result().record.seconds_decoding == 101.0
 
 
 def test_threads_decode_and_end(pipeline):
