@@ -138,6 +138,8 @@ REFUSALS = [
     ("text as image", {}, upload(b"GIF is not here"), 415, "not_an_image", "image"),
     ("document as image", {}, upload(b"%PDF-1.4"), 415, "not_an_image", "image"),
     ("empty image", {}, upload(b""), 415, "not_an_image", "image"),
+    ("ICO", {}, upload(png(format="ICO")), 415, "not_an_image", "image"),
+    ("PPM", {}, upload(png(format="PPM")), 415, "not_an_image", "image"),
     ("cut PNG", {}, upload(png()[:2000]), 400, "invalid_image", "image"),
     ("cut JPEG", {}, upload(png(format="JPEG")[:2000]), 400, "invalid_image", "image"),
     ("40.1 megapixels", {}, upload(header_of_png(8020, 5000)), 400, "invalid_image", "image"),
