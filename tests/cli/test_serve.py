@@ -1,5 +1,6 @@
 """`cat-fast serve`: refusals before it listens, and its end."""
 
+import io
 import json
 import os
 import re
@@ -9,11 +10,13 @@ import sys
 import threading
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
+import uvicorn
 
 from cat_fast.cli import serve as module
-from cat_fast.inference.server.run import bind
+from cat_fast.inference.server.run import _Server, bind
 from cat_fast.inference.server.settings import ServerSettings
 from tests.cli.conftest import assert_one_line_error
 from tests.inference.engine.mixes import tiny_pipeline
@@ -49,6 +52,21 @@ def test_without_its_packages_it_names_the_extra(cat_fast, tmp_path, monkeypatch
     monkeypatch.setattr(module, "_NEEDED", {"no_such_module": "fastapi"})
     result = cat_fast("serve", "-p", tmp_path)
     assert_one_line_error(result, "the package fastapi is missing", "pip install 'cat-fast[serve]'")
+
+
+def test_a_second_signal_ends_the_server_while_its_log_is_written(monkeypatch, capfd):
+    class Interrupted(io.StringIO):
+        def write(self, text):
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    monkeypatch.setattr(sys, "stderr", Interrupted())
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    server = _Server(uvicorn.Config("unused", log_config=None))
+    server.service = SimpleNamespace(draining=True)
+    with pytest.raises(SystemExit) as caught:
+        server._signalled(signal.SIGTERM, None)
+    assert caught.value.code == 3
+    assert "SIGTERM again: ended without finishing" in capfd.readouterr().err
 
 
 @pytest.mark.slow

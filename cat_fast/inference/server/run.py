@@ -21,6 +21,7 @@ from cat_fast.inference.server.settings import ServerSettings
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _EXIT_FORCED = 3
+_STDERR = 2
 
 
 class _Server(uvicorn.Server):
@@ -43,7 +44,8 @@ class _Server(uvicorn.Server):
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.service.draining:
-            print(f"{name} again: ended without finishing the images in flight", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # `print` raises if the signal interrupts another one
+                os.write(_STDERR, f"{name} again: ended without finishing the images in flight\n".encode())
             os._exit(_EXIT_FORCED)
         self.service.draining = True
         threading.Thread(target=self._drain, name="cat-fast drain", daemon=True).start()
