@@ -52,11 +52,6 @@ class Decoding:
         self._executor = executor
 
     @property
-    def handles(self) -> set[RequestHandle]:
-        """Requests whose images are waiting or being decoded, previews excluded."""
-        return {item.handle for item in self._items() if item.preview_step is None}
-
-    @property
     def backlog_seconds(self) -> float:
         """Predicted seconds until the decoder is idle."""
         return sum(self._cost.decode_seconds(item.sample) for item in self._items())

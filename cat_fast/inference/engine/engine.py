@@ -157,9 +157,7 @@ class PackedEngine:
     @property
     def unfinished(self) -> int:
         """Number of requests that are queued, between steps, or waiting for the decoder."""
-        # entries first: one that moves to the decoder meanwhile is in both, and counts once
-        handles = {entry.handle for entry in list(self._entries)} | self._decoding.handles
-        return sum(not handle.done() for handle in handles)
+        return self.statistics.unfinished
 
     @property
     def waiting(self) -> int:
