@@ -697,6 +697,24 @@ def test_cancelled_requests_are_not_lost(pipeline):
     assert (engine.statistics.cancelled, engine.statistics.failed) == (1, 1)
 
 
+def test_a_request_whose_coroutine_is_cancelled_ends_as_cancelled(pipeline):
+    engine = PackedEngine(pipeline, 64)
+    handle = engine.submit(request())
+
+    async def main():
+        task = asyncio.create_task(handle.wait())
+        await asyncio.sleep(0)  # it waits now
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    engine.run()
+    with pytest.raises(Cancelled, match="cancelled after 0 of 3 steps"):
+        handle.result(timeout=0)
+    assert (handle.status, engine.statistics.cancelled, engine.unfinished) == ("cancelled", 1, 0)
+
+
 def test_an_event_loop_waits_and_cancels(pipeline):
     async def main(engine):
         output, other = await asyncio.gather(engine.generate(request()), engine.generate(request(8)))
