@@ -100,6 +100,11 @@ def install(app: FastAPI) -> None:
         return answer(request, found)
 
 
+def unknown_parameter(name: str | None) -> ApiError:
+    """Return the refusal of a field that the route does not have."""
+    return ApiError(400, f"unknown field {name!r}", code="unknown_parameter", param=name)
+
+
 def _of_validation(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query")]
@@ -109,7 +114,7 @@ def _of_validation(error: RequestValidationError) -> ApiError:
             400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", code="invalid_json"
         )
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown field {param!r}", code="unknown_parameter", param=param)
+        return unknown_parameter(param)
     given = json.dumps(first.get("input"), default=str)[:100]
     message = f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}, got {given}"
     return ApiError(400, message, code="invalid_value", param=param)
