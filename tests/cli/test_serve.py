@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 
 from cat_fast.cli import serve as module
-from cat_fast.inference.server.run import _Server, bind
+from cat_fast.inference.server.run import _address, _Server, bind
 from cat_fast.inference.server.settings import ServerSettings
 from tests.cli.conftest import assert_one_line_error
 from tests.inference.engine.mixes import tiny_pipeline
@@ -41,6 +41,11 @@ def test_a_port_in_use(cat_fast, tmp_path):
         port = taken.getsockname()[1]
         result = cat_fast("serve", "-p", tmp_path, "--port", port)
     assert_one_line_error(result, f"cannot listen on 127.0.0.1:{port}", "the port is in use", "--port")
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1:8000"), ("::1", "[::1]:8000")])
+def test_an_address_is_shown_as_in_a_url(host, shown):
+    assert _address(host, 8000) == shown
 
 
 def test_a_folder_that_is_not_a_pipeline(cat_fast, tmp_path):

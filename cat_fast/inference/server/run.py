@@ -71,9 +71,15 @@ def bind(settings: ServerSettings) -> socket.socket:
         bound.close()
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         raise UserError(
-            f"cannot listen on {settings.host}:{settings.port}: {reason}; choose another --port or --host"
+            f"cannot listen on {_address(settings.host, settings.port)}: {reason};"
+            " choose another --port or --host"
         ) from error
     return bound
+
+
+def _address(host: str, port: int) -> str:
+    """Return HOST:PORT as in a URL, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def serve(service: Service, bound: socket.socket) -> int:
@@ -95,8 +101,8 @@ def serve(service: Service, bound: socket.socket) -> int:
         server.should_exit = True
 
     preparing = prepare_in_background(service, failed)
-    host, port = bound.getsockname()[:2]
-    print(f"serving {service.settings.name} on http://{host}:{port}", file=sys.stderr, flush=True)
+    address = _address(*bound.getsockname()[:2])
+    print(f"serving {service.settings.name} on http://{address}", file=sys.stderr, flush=True)
     asyncio.run(server.serve(sockets=[bound]))
     if service.failure is not None:
         raise UserError(f"{service.settings.name} cannot be served: {service.failure}")
