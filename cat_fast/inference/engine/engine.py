@@ -29,7 +29,7 @@ from cat_fast.inference.engine.entry import Entry
 from cat_fast.inference.engine.errors import DeadlineUnreachable, Draining, QueueFull
 from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
 from cat_fast.inference.engine.order import CostAware, Order, select
-from cat_fast.inference.engine.report import StepReport
+from cat_fast.inference.engine.report import StepReport, StepSummary
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.engine.stages import Models, Stages
 from cat_fast.inference.engine.statistics import EngineStatistics
@@ -77,7 +77,7 @@ class PackedEngine:
         self.stages = stages or Stages(pipeline)
         self.cost = cost or CostModel(self.stages)
         self.statistics = EngineStatistics()
-        self.last_step: StepReport | None = None
+        self.last_step: StepSummary | None = None
         self._encoder = pipeline.text_encoder
         self._next_number = 0
         self._entries: list[Entry] = []
@@ -279,7 +279,7 @@ class PackedEngine:
             max_rows=self.max_tokens,
             seconds=self.clock() - begun,
         )
-        self.last_step = report
+        self.last_step = report.summary
         if self.on_step is not None:
             self.on_step(report)
         for entry in predictions:

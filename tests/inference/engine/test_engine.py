@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import threading
 import time
 import weakref
@@ -665,6 +666,18 @@ def test_seconds_of_the_decoder_do_not_include_waiting_for_uploads(pipeline, mon
     assert engine.cost.decode_seconds(request().sample) == 1.0
     assert engine.statistics.seconds_decoding == 1.0
     assert handle.result().record.seconds_decoding == 101.0
+
+
+def test_an_idle_engine_keeps_the_numbers_of_its_last_step_and_no_image(pipeline):
+    engine = PackedEngine(pipeline, 100)
+    handle = engine.submit(request(decode=True))
+    engine.run()
+    assert engine.last_step.rows == 8
+    assert [one.id for one in engine.last_step.requests] == [handle.id]
+    kept = weakref.ref(handle)
+    del handle
+    gc.collect()
+    assert kept() is None
 
 
 def test_threads_decode_and_end(pipeline):
