@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -73,15 +73,18 @@ def plan(service: Service, body: GenerationBody) -> Planned:
             code="invalid_value",
             param="seed",
         )
-    ratio = body.ratio if body.tokens is None else _ratio_within(service, body.tokens, size)
+    ratio: Literal["auto"] | int = (
+        body.ratio if body.tokens is None else _ratio_within(service, body.tokens, size)
+    )
     description = service.description_of(body.prompt)
     (score,) = require_scores(default_scorer(), [description])
     try:
-        samples = service.plan(
+        samples = service.pipeline.plan(
             [body.prompt] * body.n,
             ratio=ratio,
             mean_tokens=body.mean_tokens,
-            size=size,
+            width=size[0],
+            height=size[1],
             seed=seed,
             scores={description: score},
         )

@@ -119,7 +119,7 @@ def _effects_in_words(effects: list[tuple[str, float]], kind: str) -> str:
 
 
 def _result(service: Service, score: Score, description: Description | None, scorer: str) -> dict[str, Any]:
-    ratio = service.nearest_ratio(service.pipeline.thresholds.ratio_of(score))
+    ratio = service.pipeline.nearest_ratio(service.pipeline.thresholds.ratio_of(score))
     return {
         "score": score.score,
         "expected": score.expected,

@@ -1,18 +1,16 @@
 """`Service`: a pipeline, its engine, and whether they are ready."""
 
-import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from cat_fast.complexity import Description, Score
+from cat_fast.complexity import Description
 from cat_fast.errors import UserError, one_line
-from cat_fast.generator.sampling import SampleRequest
 from cat_fast.inference.engine.engine import PackedEngine
 from cat_fast.inference.engine.errors import Draining
 from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
@@ -199,33 +197,6 @@ class Service:
             "max_tokens": self.settings.max_tokens,
             "needs_token": self.settings.token is not None,
         }
-
-    def nearest_ratio(self, ratio: int) -> int:
-        """Return `ratio`, or the nearest one that the transformer supports."""
-        served = sorted(self.pipeline.transformer.config.ratios)
-        return min(served, key=lambda one: abs(math.log2(one / ratio)))
-
-    def plan(
-        self,
-        prompts: Sequence[str],
-        *,
-        ratio: Any,
-        mean_tokens: float | None,
-        size: tuple[int, int] | None,
-        seed: int,
-        scores: Mapping[Description, Score],
-    ) -> list[SampleRequest]:
-        """Return the samples of prompts; see `CATPipeline.plan`."""
-        width, height = size or (None, None)
-        return self.pipeline.plan(
-            prompts,
-            ratio=ratio,
-            mean_tokens=mean_tokens,
-            width=width,
-            height=height,
-            seed=seed,
-            scores=scores,
-        )
 
     def description_of(self, prompt: str) -> Description:
         """Return the description that a prompt is scored by."""
