@@ -199,5 +199,6 @@ def check_room(requests: Sequence[SampleRequest], passes: Sequence[int], max_tok
         guided = f", {needed} with the unconditional copy for guidance" if passes[largest] == 2 else ""
         raise UserError(
             f"max_tokens {max_tokens} is too small: image {largest} at {request.ratio}x has"
-            f" {request.num_tokens} tokens{guided}; raise it to at least {needed}"
+            f" {request.num_tokens} tokens{guided}; raise it to at least {needed}, or choose a smaller size"
+            " or a coarser ratio"
         )

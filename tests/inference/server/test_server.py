@@ -23,6 +23,7 @@ from cat_fast.inference.engine import EngineRequest
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.server import generation
 from cat_fast.inference.server.app import _steps, create_app
+from cat_fast.inference.server.errors import ApiError
 from cat_fast.inference.server.schemas import GenerationBody
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import GENERATIONS, RECONSTRUCTIONS, ServerSettings
@@ -84,6 +85,14 @@ def test_ratio_and_tokens(client):
     ):
         reply = client.post(GENERATIONS, json=BODY | change).json()
         assert reply["metrics"]["images"][0]["ratio"] == ratio
+
+
+def test_an_image_that_exceeds_the_tokens_of_a_step_is_refused(text_pipeline):
+    service = make_service(text_pipeline, prepared=False, max_tokens=64)
+    message = "has 64 tokens, 128 with .* at least 128, or choose a smaller size or a coarser ratio"
+    with pytest.raises(ApiError, match=message) as caught:
+        generation.plan(service, GenerationBody(prompt="a red house", size="128x128", ratio=8))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_size", "size")
 
 
 def test_a_long_prompt_is_cut_and_the_reply_states_it(client):
