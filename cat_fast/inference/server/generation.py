@@ -21,10 +21,10 @@ from cat_fast.generator.sampling import SampleRequest, guidance_scales
 from cat_fast.inference.engine.admission import check_room
 from cat_fast.inference.engine.handle import EngineOutput, Preview, RequestHandle
 from cat_fast.inference.engine.request import EngineRequest
+from cat_fast.inference.pipeline.cat_pipeline import MAX_SEED
 from cat_fast.inference.server.errors import ApiError, as_api_error
 from cat_fast.inference.server.schemas import GenerationBody
 from cat_fast.inference.server.service import Service
-from cat_fast.inference.server.settings import MAX_SEED
 
 _MAX_SIDE_FACTOR = 2
 """Largest side, as a multiple of the size of training."""
