@@ -1,19 +1,23 @@
 """`cat-fast serve`: refusals before it listens, and its end."""
 
+import io
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
+import uvicorn
 
 from cat_fast.cli import serve as module
+from cat_fast.inference.server.run import _address, _Server, bind
+from cat_fast.inference.server.settings import ServerSettings
 from tests.cli.conftest import assert_one_line_error
 from tests.inference.engine.mixes import tiny_pipeline
 
@@ -33,12 +37,15 @@ def test_other_addresses_need_a_token(cat_fast, tmp_path):
 
 
 def test_a_port_in_use(cat_fast, tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with bind(ServerSettings(name="first", port=0)) as taken:  # another server, still loading its models
         port = taken.getsockname()[1]
         result = cat_fast("serve", "-p", tmp_path, "--port", port)
     assert_one_line_error(result, f"cannot listen on 127.0.0.1:{port}", "the port is in use", "--port")
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1:8000"), ("::1", "[::1]:8000")])
+def test_an_address_is_shown_as_in_a_url(host, shown):
+    assert _address(host, 8000) == shown
 
 
 def test_a_folder_that_is_not_a_pipeline(cat_fast, tmp_path):
@@ -50,6 +57,21 @@ def test_without_its_packages_it_names_the_extra(cat_fast, tmp_path, monkeypatch
     monkeypatch.setattr(module, "_NEEDED", {"no_such_module": "fastapi"})
     result = cat_fast("serve", "-p", tmp_path)
     assert_one_line_error(result, "the package fastapi is missing", "pip install 'cat-fast[serve]'")
+
+
+def test_a_second_signal_ends_the_server_while_its_log_is_written(monkeypatch, capfd):
+    class Interrupted(io.StringIO):
+        def write(self, text):
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    monkeypatch.setattr(sys, "stderr", Interrupted())
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    server = _Server(uvicorn.Config("unused", log_config=None))
+    server.service = SimpleNamespace(draining=True)
+    with pytest.raises(SystemExit) as caught:
+        server._signalled(signal.SIGTERM, None)
+    assert caught.value.code == 3
+    assert "SIGTERM again: ended without finishing" in capfd.readouterr().err
 
 
 @pytest.mark.slow

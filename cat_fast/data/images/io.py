@@ -39,7 +39,8 @@ MAX_PIXELS = 178_956_970
 """Default limit on width x height: Pillow's limit, 537 MB when decoded."""
 
 # An explicit list keeps user files away from other plug-ins (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))
+READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))
+"""Pillow's names of the formats that are read."""
 # Pillow allows 1 MB per compressed text or colour profile of a PNG: too little for editing histories, prompts
 # and printer profiles. Its limit of 64 MB for all of them still applies.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
@@ -221,7 +222,7 @@ def _read(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
         # Ignore warnings about recoverable damage, and about sizes that max_pixels allows.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=READABLE_FORMATS) as image:
                 _require_size(image, max_pixels)
                 image.load()
                 return _flatten(_to_srgb(_apply_orientation(image)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import NamedTuple
 
 from cat_fast.errors import UserError
@@ -9,7 +10,7 @@ from cat_fast.generator.sampling import SampleRequest
 from cat_fast.inference.engine.cost import Cost, CostModel
 from cat_fast.inference.engine.entry import Entry
 from cat_fast.inference.engine.errors import DeadlineUnreachable
-from cat_fast.inference.engine.forecast import Work, finish_seconds
+from cat_fast.inference.engine.forecast import Work, completions, finish_seconds
 from cat_fast.inference.engine.order import Order
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.engine.statistics import EngineStatistics
@@ -35,6 +36,8 @@ class InFlight:
     """Present row budget of a step: lower than the engine's after a step ran out of memory."""
     decoding_seconds: float
     """Predicted seconds until the decoder is idle."""
+    decoded: Sequence[float]
+    """Predicted seconds until each image in the decoder is complete, ascending."""
     now: float
 
 
@@ -134,6 +137,17 @@ class Admission:
         """Predict the time until a request would be complete if it were submitted now."""
         return self._forecasts([(request, cost)], in_flight)[0]
 
+    def room_seconds(self, places: int, in_flight: InFlight) -> float:
+        """Predict the time until this many of the unfinished requests are complete."""
+        denoised = completions(
+            [one.work for one in self._ranked(in_flight.entries, in_flight.now)],
+            in_flight.max_rows,
+            self._cost.step_seconds,
+            in_flight.decoding_seconds,
+        )
+        ends = chain(in_flight.decoded, (seconds for _, seconds in denoised))
+        return max(islice(ends, places), default=0.0) * self._statistics.load_correction
+
     def _require_no_forecast(self, requests: Sequence[EngineRequest]) -> None:
         under_load = self.coarser_after is not None
         if any(one.deadline is not None or (one.coarser and under_load) for one in requests):
@@ -143,6 +157,10 @@ class Admission:
         if self.coarser_after is None:
             return False
         return forecast.seconds - cost.seconds > self.coarser_after * one.request.complexity
+
+    def _ranked(self, waiting: Sequence[Entry | _Candidate], now: float) -> list[Entry | _Candidate]:
+        """Return requests in order of service."""
+        return sorted(waiting, key=lambda one: (-one.priority, self._order.key(one, now), one.number))
 
     def _forecasts(self, new: Sequence[tuple[EngineRequest, Cost]], in_flight: InFlight) -> list[Forecast]:
         """Predict the times until new requests would be complete if they were submitted together."""
@@ -154,10 +172,7 @@ class Admission:
             rows = request.passes * request.sample.num_tokens
             work = Work(request.num_inference_steps, rows, cost.step_flops, cost.seconds - denoising)
             candidates.append(_Candidate(request.priority, in_flight.now, denoising, work, _LAST + n))
-        ranked = sorted(
-            [*in_flight.entries, *candidates],
-            key=lambda one: (-one.priority, self._order.key(one, in_flight.now), one.number),
-        )
+        ranked = self._ranked([*in_flight.entries, *candidates], in_flight.now)
         place = {one.number: i for i, one in enumerate(ranked)}
         seconds = finish_seconds(
             [one.work for one in ranked],
@@ -170,16 +185,20 @@ class Admission:
         return [Forecast(one * correction, correction) for one in seconds]
 
 
-def check_room(requests: Sequence[SampleRequest], passes: int, max_tokens: int) -> None:
-    """Raise UserError if an image, with its unconditional copy if `passes` is 2, exceeds `max_tokens`."""
-    longest = max(range(len(requests)), key=lambda i: requests[i].num_tokens, default=None)
-    if longest is None:
-        return
-    request = requests[longest]
-    needed = passes * request.num_tokens
+def check_room(requests: Sequence[SampleRequest], passes: Sequence[int], max_tokens: int) -> None:
+    """Raise UserError if an image exceeds `max_tokens`.
+
+    Args:
+        passes: sequences per step of each image: 2 with its unconditional copy for guidance, else 1.
+    """
+    rows = [number * request.num_tokens for number, request in zip(passes, requests, strict=True)]
+    needed = max(rows, default=0)
     if needed > max_tokens:
-        guided = f", {needed} with the unconditional copy for guidance" if passes == 2 else ""
+        largest = rows.index(needed)
+        request = requests[largest]
+        guided = f", {needed} with the unconditional copy for guidance" if passes[largest] == 2 else ""
         raise UserError(
-            f"max_tokens {max_tokens} is too small: image {longest} at {request.ratio}x has"
-            f" {request.num_tokens} tokens{guided}; raise it to at least {needed}"
+            f"max_tokens {max_tokens} is too small: image {largest} at {request.ratio}x has"
+            f" {request.num_tokens} tokens{guided}; raise it to at least {needed}, or choose a smaller size"
+            " or a coarser ratio"
         )

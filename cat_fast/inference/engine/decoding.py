@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -51,17 +52,16 @@ class Decoding:
         self._executor = executor
 
     @property
-    def pending(self) -> int:
-        """Number of images that are waiting or being decoded, previews excluded."""
-        with self._lock:
-            return len(self._finished) + sum(item.preview_step is None for item in self._in_progress)
-
-    @property
     def backlog_seconds(self) -> float:
         """Predicted seconds until the decoder is idle."""
-        with self._lock:
-            items = [*self._finished, *self._in_progress]
-        return sum(self._cost.decode_seconds(item.sample) for item in items)
+        return sum(self._cost.decode_seconds(item.sample) for item in self._items())
+
+    @property
+    def finish_seconds(self) -> list[float]:
+        """Predicted seconds until each image is decoded, previews excluded; ascending."""
+        items = self._items()
+        ends = accumulate(self._cost.decode_seconds(item.sample) for item in items)
+        return [end for item, end in zip(items, ends, strict=True) if item.preview_step is None]
 
     def add(self, handle: RequestHandle, latent: torch.Tensor, sample: SampleRequest, *, alone: bool) -> None:
         """Queue a finished latent."""
@@ -97,6 +97,11 @@ class Decoding:
         self._previews.clear()
         return lost
 
+    def _items(self) -> list[_Item]:
+        """Return the items being decoded, then the finished images that wait."""
+        with self._lock:
+            return [*self._in_progress, *self._finished]
+
     def _kick(self) -> None:
         if self._executor is not None:
             self._executor.submit(self.run)
@@ -128,7 +133,7 @@ class Decoding:
 
     def _decode(self, batch: list[_Item]) -> None:
         """Decode a batch; failures are narrowed down by halving it."""
-        start = self._clock()
+        start = self._stages.decoding_seconds
         try:
             images = self._stages.decode([item.latent for item in batch], batch[0].sample.ratio)
         except Exception as error:
@@ -145,7 +150,7 @@ class Decoding:
             self._decode(batch[:half])
             self._decode(batch[half:])
             return
-        seconds = (self._clock() - start) / len(batch)
+        seconds = (self._stages.decoding_seconds - start) / len(batch)
         self._statistics.seconds_decoding += seconds * len(batch)
         for item, image in zip(batch, images, strict=True):
             self._cost.measured_decoding(item.sample.ratio, item.sample.grid, seconds)

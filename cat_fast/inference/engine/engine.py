@@ -29,7 +29,7 @@ from cat_fast.inference.engine.entry import Entry
 from cat_fast.inference.engine.errors import DeadlineUnreachable, Draining, QueueFull
 from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
 from cat_fast.inference.engine.order import CostAware, Order, select
-from cat_fast.inference.engine.report import StepReport
+from cat_fast.inference.engine.report import StepReport, StepSummary
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.engine.stages import Models, Stages
 from cat_fast.inference.engine.statistics import EngineStatistics
@@ -77,7 +77,7 @@ class PackedEngine:
         self.stages = stages or Stages(pipeline)
         self.cost = cost or CostModel(self.stages)
         self.statistics = EngineStatistics()
-        self.last_step: StepReport | None = None
+        self.last_step: StepSummary | None = None
         self._encoder = pipeline.text_encoder
         self._next_number = 0
         self._entries: list[Entry] = []
@@ -157,7 +157,7 @@ class PackedEngine:
     @property
     def unfinished(self) -> int:
         """Number of requests that are queued, between steps, or waiting for the decoder."""
-        return len(self._entries) + self._decoding.pending
+        return self.statistics.unfinished
 
     @property
     def waiting(self) -> int:
@@ -200,7 +200,7 @@ class PackedEngine:
         with self._changed:
             self._closing = "drain"
             self._changed.notify_all()
-            while (self._entries or self._decoding.pending) and self._thread is not None:
+            while self.unfinished and self._thread is not None:
                 left = deadline - time.perf_counter()
                 if left <= 0:
                     break
@@ -252,10 +252,7 @@ class PackedEngine:
             if self._step - self._rows_reduced_at >= _RECOVER_STEPS and self._rows_allowed < self.max_tokens:
                 self._rows_allowed = min(2 * self._rows_allowed, self.max_tokens)
                 self._rows_reduced_at = self._step
-            # a request larger than the reduced budget still gets a step of its own
-            largest = max(entry.rows for entry in self._entries)
-            budget = min(self.max_tokens, max(self._rows_allowed, largest))
-            chosen = select(self._entries, self.order, budget, self._step, begun)
+            chosen = select(self._entries, self.order, self._rows_allowed, self._step, begun)
             entries = [self._entries[i] for i in chosen]
             left_out = len(self._entries) - len(entries)
         ready = [entry for entry in entries if self._prepare(entry, begun)]
@@ -282,7 +279,7 @@ class PackedEngine:
             max_rows=self.max_tokens,
             seconds=self.clock() - begun,
         )
-        self.last_step = report
+        self.last_step = report.summary
         if self.on_step is not None:
             self.on_step(report)
         for entry in predictions:
@@ -378,7 +375,7 @@ class PackedEngine:
         self.stages.check(request)
         variants = request.variants
         for variant in variants:
-            check_room([variant.sample], variant.passes, self.max_tokens)
+            check_room([variant.sample], [variant.passes], self.max_tokens)
         text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
         costs = [self.cost.cost(variant, variant.sample, text_tokens) for variant in variants]
         return Checked(variants, costs)
@@ -389,11 +386,12 @@ class PackedEngine:
         """Return the entries of requests that are accepted together, in order; under the lock."""
         if self._closing:
             raise Draining
-        unfinished = self.unfinished
+        unfinished, in_flight = self.unfinished, self._in_flight()
         if self.max_queue is not None and unfinished + len(checked) > self.max_queue:
-            first = min((entry.remaining_seconds for entry in self._entries), default=0.0)
-            raise QueueFull(unfinished, self.max_queue, max(1.0, first))
-        choices = self.admission.choose(checked, self._in_flight())
+            places = unfinished + len(checked) - self.max_queue
+            seconds = self.admission.room_seconds(places, in_flight)
+            raise QueueFull(unfinished, self.max_queue, max(1.0, seconds))
+        choices = self.admission.choose(checked, in_flight)
         entries: list[Entry] = []
         for one, (chosen, forecast), on_preview in zip(checked, choices, on_previews, strict=True):
             request, drawn, cost = one.request, one.variants[chosen], one.costs[chosen]
@@ -425,9 +423,10 @@ class PackedEngine:
 
     def _in_flight(self) -> InFlight:
         return InFlight(
-            entries=self._entries,
+            entries=[entry for entry in self._entries if not entry.has_left],
             max_rows=self._rows_allowed,
             decoding_seconds=self._decoding.backlog_seconds,
+            decoded=self._decoding.finish_seconds,
             now=self.clock(),
         )
 

@@ -11,7 +11,7 @@ class QueueFull(RuntimeError):
             f"{unfinished} requests are unfinished, the limit is {limit}; retry in {retry_after:.0f} s"
         )
         self.retry_after = retry_after
-        """Predicted seconds until one of them finishes."""
+        """Predicted seconds until as many of them have finished as the new requests need places."""
 
 
 class DeadlineUnreachable(RuntimeError):

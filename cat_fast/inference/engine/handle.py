@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,6 +72,13 @@ class EngineOutput:
     record: RequestRecord
 
 
+def _running_future() -> "Future[EngineOutput]":
+    """Return a future that only the engine ends: a cancelled coroutine that waits for it cannot cancel it."""
+    future: Future[EngineOutput] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
 @dataclass(eq=False)
 class RequestHandle:
     """A submitted request. Methods may be called from any thread."""
@@ -83,7 +90,7 @@ class RequestHandle:
     submitted: float = field(default_factory=time.perf_counter)
     on_preview: Callable[[Preview], None] | None = None
     """Called on the engine's decoding thread."""
-    _future: "Future[EngineOutput]" = field(default_factory=Future)
+    _future: "Future[EngineOutput]" = field(default_factory=_running_future)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -101,7 +108,7 @@ class RequestHandle:
         """Wait for the image in an event loop; cancelling this coroutine cancels the request."""
         try:
             return await asyncio.wrap_future(self._future)
-        except (asyncio.CancelledError, CancelledError):
+        except asyncio.CancelledError:
             self.cancel()
             raise
 
@@ -138,7 +145,6 @@ class RequestHandle:
 
     def _set(self, status: Status, complete: Callable[[], None]) -> None:
         with self._lock:
-            # a coroutine that was cancelled has cancelled the future
-            if not self._future.done() and self._future.set_running_or_notify_cancel():
+            if not self._future.done():
                 self.status = status
                 complete()

@@ -78,13 +78,13 @@ def select(requests: Sequence[Waiting], order: Order, max_rows: int, step: int, 
     Requests that `patience` steps left out go first, the longest wait first: since each step includes at
     least the first of them, none waits for more than `patience` steps and one per other request. The others
     follow by priority and order. Whatever fits in the rest of the rows is added, so large requests do not
-    block small ones.
+    block small ones. A first request of more than `max_rows` has the step to itself.
     """
     ranked = sorted(range(len(requests)), key=lambda i: _rank(requests[i], order, step, now))
     chosen: list[int] = []
     free = max_rows
     for i in ranked:
-        if requests[i].rows <= free:
+        if not chosen or requests[i].rows <= free:
             chosen.append(i)
             free -= requests[i].rows
     return chosen

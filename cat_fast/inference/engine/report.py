@@ -1,6 +1,6 @@
 """Report of one step of the engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from cat_fast.generator.sampling import SamplingState
 from cat_fast.inference.engine.handle import RequestHandle
@@ -19,12 +19,10 @@ class PackedRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """One step of the engine: its requests, rows and time."""
+class StepSummary:
+    """One step of the engine in numbers."""
 
     number: int
-    handles: tuple[RequestHandle, ...]
-    states: tuple[SamplingState, ...]
     requests: tuple[PackedRequest, ...]
     left_out: int
     """Number of unfinished requests that did not fit."""
@@ -34,3 +32,16 @@ class StepReport:
     """Tokens of the forward passes, padding counted."""
     max_rows: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport(StepSummary):
+    """One step of the engine, with its requests and their states after it."""
+
+    handles: tuple[RequestHandle, ...]
+    states: tuple[SamplingState, ...]
+
+    @property
+    def summary(self) -> StepSummary:
+        """The numbers, which keep no image alive."""
+        return StepSummary(**{one.name: getattr(self, one.name) for one in fields(StepSummary)})

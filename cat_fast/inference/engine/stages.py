@@ -5,6 +5,7 @@ passes through them, whether it is drawn by `CATPipeline`, on the command line o
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, Protocol
@@ -88,6 +89,8 @@ class Stages:
         config = pipeline.transformer.config
         self.vae_lock = threading.Lock()
         """Held while the autoencoder runs: upcasting changes its weights for the time of a call."""
+        self.decoding_seconds = 0.0
+        """Time in the decoder, waiting for `vae_lock` not counted."""
         self._scale = LatentScale(config.shift_factor, config.scaling_factor)
 
     @property
@@ -170,9 +173,13 @@ class Stages:
         batch = self.decode_batch_of(ratio, latents[0].shape)
         for start in range(0, len(latents), batch):
             z = self._scale.undo(torch.stack(list(latents[start : start + batch])), ratio)
-            with self.vae_lock, upcast(vae):
-                decoded = vae.decode(z.to(vae.dtype), ratio).sample
-            if not torch.isfinite(decoded).all():
+            with self.vae_lock:
+                begun = time.perf_counter()
+                with upcast(vae):
+                    decoded = vae.decode(z.to(vae.dtype), ratio).sample
+                finite = bool(torch.isfinite(decoded).all())  # waits for a GPU
+                self.decoding_seconds += time.perf_counter() - begun
+            if not finite:
                 raise UserError(
                     f"the decoded images hold NaN or infinite values in {vae.dtype};"
                     " load the pipeline in float32 or bfloat16"

@@ -40,6 +40,12 @@ class EngineStatistics:
         self._slowdowns: deque[float] = deque(maxlen=_WINDOW)
 
     @property
+    def unfinished(self) -> int:
+        """Number of requests that are queued, between steps, or waiting for the decoder."""
+        with self._lock:
+            return self.submitted - self.finished - self.cancelled - self.failed
+
+    @property
     def fill(self) -> float:
         """Rows divided by the row budget, over all steps."""
         return self.rows / self.max_rows if self.max_rows else 0.0

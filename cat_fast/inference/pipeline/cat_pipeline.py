@@ -221,6 +221,10 @@ class CATPipeline(DiffusionPipeline):
         """
         return use_decode_tier(self.vae, tier, self.resolution)
 
+    def nearest_ratio(self, ratio: int) -> int:
+        """Return `ratio`, or the nearest ratio that the transformer supports."""
+        return min(sorted(self.transformer.config.ratios), key=lambda served: abs(math.log2(served / ratio)))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -359,7 +363,7 @@ class CATPipeline(DiffusionPipeline):
         """
         scales = self._scales(guidance_scale, requests)
         passes = [passes_of(scale) for scale in scales]
-        check_room(requests, max(passes, default=1), max_tokens)
+        check_room(requests, passes, max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
         # requests of equal length next to each other share one attention call
         by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
@@ -524,7 +528,7 @@ class CATPipeline(DiffusionPipeline):
         computed = require_scores(default_scorer(), unknown) if unknown else []
         scores = {**known, **dict(zip(unknown, computed, strict=True))}
         preferred = [
-            self._nearest(self.thresholds.ratio_of(scores[description])) for description in descriptions
+            self.nearest_ratio(self.thresholds.ratio_of(scores[description])) for description in descriptions
         ]
         if mean_tokens is None:
             return preferred
@@ -543,10 +547,6 @@ class CATPipeline(DiffusionPipeline):
         """Return the guidance scale of each request."""
         guidance = self.default_guidance if given is None else given
         return guidance_scales(guidance, [request.ratio for request in requests])
-
-    def _nearest(self, ratio: int) -> int:
-        """Return `ratio`, or the nearest ratio that the transformer supports."""
-        return min(sorted(self.transformer.config.ratios), key=lambda served: abs(math.log2(served / ratio)))
 
     def _request(
         self, label: int, description: Description, ratio: int, seed: int, size: tuple[int, int]

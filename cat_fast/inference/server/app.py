@@ -22,6 +22,7 @@ from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import GENERATIONS, MAX_PROMPT_CHARACTERS, RECONSTRUCTIONS
 
 _STEPS_PER_SECOND = 10
+_UPLOAD_FIELDS = ("image", "description", "has_text", "has_faces")
 _ERROR: dict[str, Any] = {"description": "Refused; the body is {error: {message, type, param, code}}"}
 _REFUSALS: dict[int | str, dict[str, Any]] = dict.fromkeys(
     (400, 401, 404, 413, 415, 422, 429, 500, 503), _ERROR
@@ -93,19 +94,21 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post(RECONSTRUCTIONS, responses=_REFUSALS)
     async def reconstructions(
+        request: Request,
         image: Annotated[UploadFile, File(description="JPEG, PNG or WebP, at most 40 megapixels")],
         description: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
         has_text: Annotated[bool | None, Form()] = None,
         has_faces: Annotated[bool | None, Form()] = None,
     ) -> JSONResponse:
-        service.require_not_draining()
-
         def work(data: bytes) -> dict[str, Any]:
             read = images.read_image(data)
             given = description.strip() if description else ""
             described = Description(given, has_text, has_faces) if given else None
             return images.reconstruct(service, read, described)
 
+        for name in await request.form():
+            if name not in _UPLOAD_FIELDS:
+                raise errors.unknown_parameter(name)
         with service.reconstruction():
             return JSONResponse(await asyncio.to_thread(_translated, partial(work, await image.read())))
 

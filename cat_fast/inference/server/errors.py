@@ -78,7 +78,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of an application in OpenAI's shape."""
+    """Answer refusals of an application in OpenAI's shape; `Limits` answers its other exceptions."""
 
     def answer(request: Request, error: ApiError) -> JSONResponse:
         setattr(request.state, REFUSAL, error.code)
@@ -99,9 +99,10 @@ def install(app: FastAPI) -> None:
         found = ApiError(error.status_code, str(error.detail), code=code, headers=error.headers)
         return answer(request, found)
 
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+
+def unknown_parameter(name: str | None) -> ApiError:
+    """Return the refusal of a field that the route does not have."""
+    return ApiError(400, f"unknown field {name!r}", code="unknown_parameter", param=name)
 
 
 def _of_validation(error: RequestValidationError) -> ApiError:
@@ -113,7 +114,7 @@ def _of_validation(error: RequestValidationError) -> ApiError:
             400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", code="invalid_json"
         )
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown field {param!r}", code="unknown_parameter", param=param)
+        return unknown_parameter(param)
     given = json.dumps(first.get("input"), default=str)[:100]
     message = f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}, got {given}"
     return ApiError(400, message, code="invalid_value", param=param)

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,12 +18,13 @@ from cat_fast.complexity import default_scorer, require_scores
 from cat_fast.data.images.io import tensor_to_image
 from cat_fast.errors import UserError
 from cat_fast.generator.sampling import SampleRequest, guidance_scales
+from cat_fast.inference.engine.admission import check_room
 from cat_fast.inference.engine.handle import EngineOutput, Preview, RequestHandle
 from cat_fast.inference.engine.request import EngineRequest
+from cat_fast.inference.pipeline.cat_pipeline import MAX_SEED
 from cat_fast.inference.server.errors import ApiError, as_api_error
 from cat_fast.inference.server.schemas import GenerationBody
 from cat_fast.inference.server.service import Service
-from cat_fast.inference.server.settings import MAX_SEED
 
 _MAX_SIDE_FACTOR = 2
 """Largest side, as a multiple of the size of training."""
@@ -73,15 +74,18 @@ def plan(service: Service, body: GenerationBody) -> Planned:
             code="invalid_value",
             param="seed",
         )
-    ratio = body.ratio if body.tokens is None else _ratio_within(service, body.tokens, size)
+    ratio: Literal["auto"] | int = (
+        body.ratio if body.tokens is None else _ratio_within(service, body.tokens, size)
+    )
     description = service.description_of(body.prompt)
     (score,) = require_scores(default_scorer(), [description])
     try:
-        samples = service.plan(
+        samples = service.pipeline.plan(
             [body.prompt] * body.n,
             ratio=ratio,
             mean_tokens=body.mean_tokens,
-            size=size,
+            width=size[0],
+            height=size[1],
             seed=seed,
             scores={description: score},
         )
@@ -120,7 +124,12 @@ def plan(service: Service, body: GenerationBody) -> Planned:
                 coarser_guidance=tuple(guidance_scales(guidance, [one.ratio for one in coarser])),
             )
         )
-    _check_tokens(service, requests)
+    try:
+        check_room(
+            [one.sample for one in requests], [one.passes for one in requests], service.settings.max_tokens
+        )
+    except UserError as error:
+        raise ApiError(400, str(error), code="invalid_size", param="size") from error
     encoder, text = service.pipeline.text_encoder, samples[0].text
     return Planned(
         requests=requests,
@@ -309,19 +318,6 @@ def _coarser(service: Service, sample: SampleRequest) -> tuple[SampleRequest, ..
             grid = (sample.grid[0] // factor, sample.grid[1] // factor)
             found.append(replace(sample, ratio=ratio, grid=grid))
     return tuple(found)
-
-
-def _check_tokens(service: Service, requests: list[EngineRequest]) -> None:
-    for request in requests:
-        rows = request.passes * request.sample.num_tokens
-        if rows > service.settings.max_tokens:
-            raise ApiError(
-                400,
-                f"an image of this size at {request.sample.ratio}x takes {rows} tokens per step, the server"
-                f" has {service.settings.max_tokens}; choose a smaller size or a coarser ratio",
-                code="invalid_size",
-                param="size",
-            )
 
 
 def _preview_every(body: GenerationBody, steps: int) -> int:

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from cat_fast.complexity import Description, Score, default_scorer, require_scores
 from cat_fast.complexity.contributions import contributions
 from cat_fast.complexity.image_scorers.student.scorer import image_student
-from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
+from cat_fast.data.images.io import READABLE_FORMATS, decode_image, image_to_tensor, resize_center_crop
 from cat_fast.errors import UserError
 from cat_fast.generator.flops import forward_flops
 from cat_fast.inference.server.errors import ApiError
@@ -30,7 +30,7 @@ def read_image(data: bytes) -> Image.Image:
         ApiError: 415 if it is not an image, 400 if it has too many pixels or is cut.
     """
     try:
-        with Image.open(io.BytesIO(data)):
+        with Image.open(io.BytesIO(data), formats=READABLE_FORMATS):
             pass
     except UnidentifiedImageError as error:
         raise ApiError(
@@ -119,7 +119,7 @@ def _effects_in_words(effects: list[tuple[str, float]], kind: str) -> str:
 
 
 def _result(service: Service, score: Score, description: Description | None, scorer: str) -> dict[str, Any]:
-    ratio = service.nearest_ratio(service.pipeline.thresholds.ratio_of(score))
+    ratio = service.pipeline.nearest_ratio(service.pipeline.thresholds.ratio_of(score))
     return {
         "score": score.score,
         "expected": score.expected,

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cat_fast.inference.server.errors import ACCEPTED, INTERNAL_ERROR, REFUSAL, ApiError
+from cat_fast.inference.server.errors import ACCEPTED, INTERNAL_ERROR, REFUSAL, ApiError, as_api_error
 from cat_fast.inference.server.settings import (
     GENERATIONS,
     MAX_BODY_BYTES,
@@ -29,7 +29,9 @@ _OPEN_FOLDER = "/docs/"
 
 
 class Limits:
-    """Refuses requests before they are read, and logs every request as one JSON line on standard error.
+    """Refuses requests before they are read, answers errors that nothing else does, and logs every request.
+
+    A request is one JSON line on standard error.
 
     Args:
         app: the application.
@@ -73,14 +75,13 @@ class Limits:
         try:
             self._check(scope)
             await self._app(scope, _counted(receive, _limit(scope)), send_with_id)
-        except ApiError as error:
-            if started:
-                raise
-            scope["state"][REFUSAL] = error.code
-            await error.response()(scope, receive, send_with_id)
-        except Exception:  # answered outside of all middleware
-            scope["state"][REFUSAL] = INTERNAL_ERROR
-            raise
+        except Exception as error:
+            found = as_api_error(error)
+            scope["state"][REFUSAL] = found.code
+            if not started:
+                await found.response()(scope, receive, send_with_id)
+            if started or found.code == INTERNAL_ERROR:
+                raise  # its traceback is logged outside of all middleware
         finally:
             code = None if scope["state"].get(ACCEPTED) else scope["state"].get(REFUSAL)
             if code is not None and scope["path"] == GENERATIONS:

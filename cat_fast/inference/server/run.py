@@ -21,6 +21,7 @@ from cat_fast.inference.server.settings import ServerSettings
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _EXIT_FORCED = 3
+_STDERR = 2
 
 
 class _Server(uvicorn.Server):
@@ -43,7 +44,8 @@ class _Server(uvicorn.Server):
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.service.draining:
-            print(f"{name} again: ended without finishing the images in flight", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # `print` raises if the signal interrupts another one
+                os.write(_STDERR, f"{name} again: ended without finishing the images in flight\n".encode())
             os._exit(_EXIT_FORCED)
         self.service.draining = True
         threading.Thread(target=self._drain, name="cat-fast drain", daemon=True).start()
@@ -54,7 +56,7 @@ class _Server(uvicorn.Server):
 
 
 def bind(settings: ServerSettings) -> socket.socket:
-    """Return a socket bound to the server's address.
+    """Return a socket that listens on the server's address, so that no other server can.
 
     Raises:
         UserError: the port is in use, or the address is not one of this machine.
@@ -64,13 +66,20 @@ def bind(settings: ServerSettings) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((settings.host, settings.port))
+        bound.listen()
     except OSError as error:
         bound.close()
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         raise UserError(
-            f"cannot listen on {settings.host}:{settings.port}: {reason}; choose another --port or --host"
+            f"cannot listen on {_address(settings.host, settings.port)}: {reason};"
+            " choose another --port or --host"
         ) from error
     return bound
+
+
+def _address(host: str, port: int) -> str:
+    """Return HOST:PORT as in a URL, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def serve(service: Service, bound: socket.socket) -> int:
@@ -92,8 +101,8 @@ def serve(service: Service, bound: socket.socket) -> int:
         server.should_exit = True
 
     preparing = prepare_in_background(service, failed)
-    host, port = bound.getsockname()[:2]
-    print(f"serving {service.settings.name} on http://{host}:{port}", file=sys.stderr, flush=True)
+    address = _address(*bound.getsockname()[:2])
+    print(f"serving {service.settings.name} on http://{address}", file=sys.stderr, flush=True)
     asyncio.run(server.serve(sockets=[bound]))
     if service.failure is not None:
         raise UserError(f"{service.settings.name} cannot be served: {service.failure}")

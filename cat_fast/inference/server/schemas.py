@@ -1,15 +1,32 @@
 """Bodies of requests; FastAPI validates them and documents them in OpenAPI."""
 
-import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    field_validator,
+)
 
-from cat_fast.inference.server.settings import MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS
+from cat_fast.inference.pipeline.cat_pipeline import MAX_SEED
+from cat_fast.inference.server.settings import MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_STEPS
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("expected text, not only spaces")
+    return value
+
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Tokens = Annotated[StrictInt, Field(ge=1)]
+Text = Annotated[StrictStr, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_not_blank)]
 
 
 class _Body(BaseModel):
@@ -19,7 +36,7 @@ class _Body(BaseModel):
 class GenerationBody(_Body):
     """Body of POST /v1/images/generations: OpenAI's fields, and those of content-adaptive tokenization."""
 
-    prompt: Annotated[StrictStr, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+    prompt: Text
     n: Annotated[StrictInt, Field(ge=1, le=MAX_IMAGES)] = 1
     model: StrictStr | None = Field(None, description="The name that /v1/models lists.")
     size: Annotated[StrictStr, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")] = Field(
@@ -63,20 +80,6 @@ class GenerationBody(_Body):
             raise ValueError("expected 'auto', 8, 16 or 32")
         return value
 
-    @field_validator("prompt")
-    @classmethod
-    def _not_blank(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("expected text, not only spaces")
-        return value
-
-    @field_validator("guidance_scale", "mean_tokens", "deadline_seconds")
-    @classmethod
-    def _finite(cls, value: float | None) -> float | None:
-        if value is not None and not math.isfinite(value):
-            raise ValueError("expected a finite number")
-        return value
-
     def width_and_height(self) -> tuple[int, int] | None:
         """Return the size in pixels; None for the size of training."""
         match = re.fullmatch(r"(\d+)x(\d+)", self.size)
@@ -86,13 +89,6 @@ class GenerationBody(_Body):
 class ComplexityBody(_Body):
     """Body of POST /v1/complexity."""
 
-    description: Annotated[StrictStr, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+    description: Text
     has_text: StrictBool | None = Field(None, description="Text is visible; inferred if missing.")
     has_faces: StrictBool | None = Field(None, description="A face is visible; inferred if missing.")
-
-    @field_validator("description")
-    @classmethod
-    def _not_blank(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("expected text, not only spaces")
-        return value

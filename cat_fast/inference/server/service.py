@@ -1,18 +1,16 @@
 """`Service`: a pipeline, its engine, and whether they are ready."""
 
-import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from cat_fast.complexity import Description, Score
+from cat_fast.complexity import Description
 from cat_fast.errors import UserError, one_line
-from cat_fast.generator.sampling import SampleRequest
 from cat_fast.inference.engine.engine import PackedEngine
 from cat_fast.inference.engine.errors import Draining
 from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
@@ -58,6 +56,8 @@ class Service:
         self.draining = False
         self.reconstructing = 0
         """Number of uploads that are being reconstructed."""
+        self._uploads = threading.Condition()
+        """Held while `reconstructing` changes; notified when an upload ends."""
         self.on_image: Callable[[RequestRecord], None] | None = None
         """Called with the record of every finished image."""
         self.refusals: Counter[str] = Counter()
@@ -100,9 +100,13 @@ class Service:
         self.ready_after = time.perf_counter() - begun
 
     def drain(self) -> None:
-        """Take no further requests and finish those in flight, for at most the drain limit."""
+        """Take no further requests; finish images and uploads in flight, for at most the drain limit."""
+        end = time.monotonic() + self.settings.drain_seconds
         self.draining = True
         self.lost = self.engine.close(timeout=self.settings.drain_seconds)
+        with self._uploads:
+            left = min(end - time.monotonic(), threading.TIMEOUT_MAX)
+            self._uploads.wait_for(lambda: self.reconstructing == 0, max(left, 0.0))
 
     def require_accepting(self) -> None:
         """Raise ApiError, 503, while no images are drawn."""
@@ -121,25 +125,29 @@ class Service:
 
     @contextmanager
     def reconstruction(self) -> Iterator[None]:
-        """Count one upload more while it is reconstructed; for the event loop only.
+        """Count one upload more while it is reconstructed; `drain` waits for it.
 
         Uploads hold memory, and threads that images need too.
 
         Raises:
-            ApiError: 429, as many as allowed are being reconstructed.
+            ApiError: 503 after the signal to stop; 429 if as many as allowed are being reconstructed.
         """
-        if self.reconstructing >= MAX_RECONSTRUCTIONS:
-            raise ApiError(
-                429,
-                f"{self.reconstructing} images are being reconstructed, the limit; retry in 1 s",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            )
-        self.reconstructing += 1
+        with self._uploads:
+            self.require_not_draining()
+            if self.reconstructing >= MAX_RECONSTRUCTIONS:
+                raise ApiError(
+                    429,
+                    f"{self.reconstructing} images are being reconstructed, the limit; retry in 1 s",
+                    code="queue_full",
+                    headers={"Retry-After": "1"},
+                )
+            self.reconstructing += 1
         try:
             yield
         finally:
-            self.reconstructing -= 1
+            with self._uploads:
+                self.reconstructing -= 1
+                self._uploads.notify_all()
 
     def readiness(self) -> dict[str, Any]:
         """Return the state for /readyz."""
@@ -189,33 +197,6 @@ class Service:
             "max_tokens": self.settings.max_tokens,
             "needs_token": self.settings.token is not None,
         }
-
-    def nearest_ratio(self, ratio: int) -> int:
-        """Return `ratio`, or the nearest one that the transformer supports."""
-        served = sorted(self.pipeline.transformer.config.ratios)
-        return min(served, key=lambda one: abs(math.log2(one / ratio)))
-
-    def plan(
-        self,
-        prompts: Sequence[str],
-        *,
-        ratio: Any,
-        mean_tokens: float | None,
-        size: tuple[int, int] | None,
-        seed: int,
-        scores: Mapping[Description, Score],
-    ) -> list[SampleRequest]:
-        """Return the samples of prompts; see `CATPipeline.plan`."""
-        width, height = size or (None, None)
-        return self.pipeline.plan(
-            prompts,
-            ratio=ratio,
-            mean_tokens=mean_tokens,
-            width=width,
-            height=height,
-            seed=seed,
-            scores=scores,
-        )
 
     def description_of(self, prompt: str) -> Description:
         """Return the description that a prompt is scored by."""

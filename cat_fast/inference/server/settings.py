@@ -18,7 +18,6 @@ MAX_IMAGES = 10
 MAX_STEPS = 1000
 MAX_RECONSTRUCTIONS = 4
 """Uploads that are reconstructed at the same time; further ones get 429."""
-MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,14 @@ def test_a_large_request_does_not_block_those_behind_it():
     assert select(requests, FifoPacked(), 100, step=1, now=0) == [0, 2, 3]
 
 
+def test_a_request_larger_than_the_budget_has_a_step_to_itself():
+    requests = [waiting(0, 120), waiting(1, 60), waiting(2, 30)]
+    assert select(requests, FifoPacked(), 100, step=1, now=0) == [0]
+    assert select(requests[::-1], CostAware(), 100, step=1, now=0) == [2]
+    requests[0].priority = -1
+    assert select(requests, FifoPacked(), 100, step=1, now=0) == [1, 2]
+
+
 def test_higher_priority_goes_first_but_starves_nobody():
     order = FifoPacked(patience=5)
     requests = [waiting(0, 60), waiting(1, 60, priority=2)]
@@ -93,15 +101,15 @@ def test_the_forecast_equals_a_simulation_of_single_steps():
         elapsed, left = 0.0, [work.steps for work in works]
         free, finished = 0.0, {}
         while any(left):
-            room = max([10] + [work.rows for i, work in enumerate(works) if left[i]])
-            flops, ended = 0, []
+            room, chosen = 10, []
             for i, work in enumerate(works):
-                if left[i] and work.rows <= room:
-                    room, flops, left[i] = room - work.rows, flops + work.flops, left[i] - 1
-                    ended += [i] if not left[i] else []
-            elapsed += 0.1 + flops
-            for i in ended:
-                free = finished[i] = max(free, elapsed) + works[i].decoding
+                if left[i] and (not chosen or work.rows <= room):
+                    chosen.append(i)
+                    room, left[i] = room - work.rows, left[i] - 1
+            elapsed += 0.1 + sum(works[i].flops for i in chosen)
+            for i in chosen:
+                if not left[i]:
+                    free = finished[i] = max(free, elapsed) + works[i].decoding
         targets = rng.sample(range(6), 3)
         found = finish_seconds(works, targets, 10, lambda f: 0.1 + f)
         assert found == pytest.approx([finished[i] for i in targets])

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 
 from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.errors import UserError
-from cat_fast.generator import DiT, paper_schedule
+from cat_fast.generator import DiT, SampleRequest, paper_schedule
 from cat_fast.generator.sampling import SamplingState
 from cat_fast.inference import CATPipeline
 from cat_fast.inference.pipeline import assembly
@@ -258,6 +258,17 @@ def test_a_batch_drawn_again_gives_the_same_bits(pipeline):
     for batch in reversed(batches):
         for i, image in zip(batch, pipeline.draw([requests[i] for i in batch], **FAST), strict=True):
             assert np.array_equal(np.asarray(image), expected[i])
+
+
+def test_an_image_without_guidance_needs_room_for_its_own_tokens_only(pipeline):
+    large = SampleRequest(label=0, ratio=8, grid=(16, 16), seed=0)
+    small = SampleRequest(label=0, ratio=32, grid=(4, 4), seed=1)
+    options = {"guidance_scale": {8: 1.0, 16: 3.0, 32: 3.0}, "max_tokens": 256}
+    assert sorted(pipeline.batches([large, small], **options)) == [[0], [1]]
+    with pytest.raises(UserError, match="image 0 at 8x has 256 tokens; raise it to at least 256"):
+        pipeline.batches([large, small], **options | {"max_tokens": 255})
+    with pytest.raises(UserError, match="image 0 at 32x has 16 tokens, 32 with the unconditional copy"):
+        pipeline.batches([small], **options | {"max_tokens": 31})
 
 
 @pytest.mark.parametrize(

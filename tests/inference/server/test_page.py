@@ -183,6 +183,26 @@ def test_a_dropped_image_is_scored_and_compared_with_its_reconstructions(page):
     assert facts(page, "image-facts")["description"].startswith("a crowded street market")
 
 
+def test_a_late_reply_does_not_replace_that_of_a_later_image(page):
+    page.evaluate(
+        """() => {
+            const send = window.fetch;
+            window.fetch = (url, options) => {
+                if (!url.endsWith("reconstructions")) return send(url, options);
+                window.fetch = send;
+                const reply = {ok: false, status: 400, json: async () => ({error: {message: "late"}})};
+                return new Promise(resolve => window.replyLate = () => resolve(reply));
+            };
+        }"""
+    )
+    page.set_input_files("#file", IMAGE_FILE)
+    page.set_input_files("#file", IMAGE_FILE | {"name": "y.png"})
+    page.wait_for_selector("#three figure:nth-child(3) img")
+    page.evaluate("async () => { replyLate(); await new Promise(done => setTimeout(done)); }")
+    assert page.locator("#image-error").inner_text() == ""
+    assert page.is_visible("#compare-panel")
+
+
 @pytest.fixture
 def classes_with_token():
     made = make_service(tiny_pipeline(), token=TOKEN)

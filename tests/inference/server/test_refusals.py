@@ -54,8 +54,8 @@ def content(data, path=GENERATIONS, **headers):
     return lambda client: client.post(path, content=data() if callable(data) else data, headers=headers)
 
 
-def upload(data):
-    return lambda client: client.post(RECONSTRUCTIONS, files={"image": ("x.png", data)})
+def upload(data, **fields):
+    return lambda client: client.post(RECONSTRUCTIONS, files={"image": ("x.png", data)}, data=fields)
 
 
 def get(path):
@@ -138,10 +138,13 @@ REFUSALS = [
     ("text as image", {}, upload(b"GIF is not here"), 415, "not_an_image", "image"),
     ("document as image", {}, upload(b"%PDF-1.4"), 415, "not_an_image", "image"),
     ("empty image", {}, upload(b""), 415, "not_an_image", "image"),
+    ("ICO", {}, upload(png(format="ICO")), 415, "not_an_image", "image"),
+    ("PPM", {}, upload(png(format="PPM")), 415, "not_an_image", "image"),
     ("cut PNG", {}, upload(png()[:2000]), 400, "invalid_image", "image"),
     ("cut JPEG", {}, upload(png(format="JPEG")[:2000]), 400, "invalid_image", "image"),
     ("40.1 megapixels", {}, upload(header_of_png(8020, 5000)), 400, "invalid_image", "image"),
     ("image missing", {}, content(b"", RECONSTRUCTIONS), 400, VALUE, "image"),
+    ("colour of an upload", {}, upload(png(), colour="red"), 400, "unknown_parameter", "colour"),
     ("long upload", {}, content(unread, RECONSTRUCTIONS, **LONG_UPLOAD), 413, "body_too_large", None),
     (
         "long upload in chunks",

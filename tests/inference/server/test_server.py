@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -18,10 +18,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from cat_fast.complexity.scorers.accurate.scorer import AccurateScorer
+from cat_fast.errors import UserError
 from cat_fast.inference.engine import EngineRequest
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.server import generation
 from cat_fast.inference.server.app import _steps, create_app
+from cat_fast.inference.server.errors import ApiError
 from cat_fast.inference.server.schemas import GenerationBody
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import GENERATIONS, RECONSTRUCTIONS, ServerSettings
@@ -85,6 +87,14 @@ def test_ratio_and_tokens(client):
         assert reply["metrics"]["images"][0]["ratio"] == ratio
 
 
+def test_an_image_that_exceeds_the_tokens_of_a_step_is_refused(text_pipeline):
+    service = make_service(text_pipeline, prepared=False, max_tokens=64)
+    message = "has 64 tokens, 128 with .* at least 128, or choose a smaller size or a coarser ratio"
+    with pytest.raises(ApiError, match=message) as caught:
+        generation.plan(service, GenerationBody(prompt="a red house", size="128x128", ratio=8))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_size", "size")
+
+
 def test_a_long_prompt_is_cut_and_the_reply_states_it(client):
     metrics = client.post(GENERATIONS, json=BODY | {"prompt": "a red house " * 50}).json()["metrics"]
     assert (metrics["prompt_tokens"], metrics["prompt_tokens_used"]) == (150, 16)
@@ -145,6 +155,22 @@ def test_an_error_after_images_were_queued_is_not_a_refusal(service, monkeypatch
     assert client.post(GENERATIONS, json=BODY | {"stream": stream}).status_code == 500
     assert service.engine.statistics.submitted == submitted + 1
     assert dict(service.refusals) == refusals
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("no scorer"), 400), (RuntimeError("broken"), 500)])
+def test_an_unhandled_error_is_answered_with_the_status_and_the_id_of_its_log(
+    service, monkeypatch, capfd, error, status
+):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(generation, "require_scores", broken)
+    client = TestClient(create_app(service), raise_server_exceptions=False)
+    reply = client.post(GENERATIONS, json=BODY, headers={"x-request-id": "abc-3"})
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines if line["request_id"] == "abc-3"] == [status]
+    assert (reply.status_code, reply.headers["x-request-id"]) == (status, "abc-3")
+    assert str(error) in reply.json()["error"]["message"]
 
 
 def test_steps_are_shown_until_the_engine_is_idle(client, service):
@@ -270,6 +296,37 @@ def test_images_that_the_drain_does_not_finish_are_reported_as_lost(text_pipelin
     assert [one["steps"] for one in error["lost"]] == [1000, 1000]
     assert len(service.lost) == 2
     assert service.refusals == {}, "they had been accepted"
+
+
+def test_a_drain_waits_for_uploads(text_pipeline, monkeypatch):
+    service = make_service(text_pipeline, prepared=False)
+    begun, released, closed = threading.Event(), threading.Event(), threading.Event()
+    close = service.engine.close
+
+    def reconstruct(*_):
+        begun.set()
+        assert released.wait(60)
+        return {"ratio": 16}
+
+    def observed(**options):
+        lost = close(**options)
+        closed.set()
+        return lost
+
+    monkeypatch.setattr("cat_fast.inference.server.images.reconstruct", reconstruct)
+    monkeypatch.setattr(service.engine, "close", observed)
+    app, files = create_app(service), {"image": ("x.png", png())}
+    with ThreadPoolExecutor(2) as pool:
+        upload = pool.submit(TestClient(app).post, RECONSTRUCTIONS, files=files)
+        assert begun.wait(60)
+        drained = pool.submit(service.drain)
+        assert closed.wait(60)
+        assert wait([drained], timeout=0.2).not_done, "the upload is not complete"
+        assert TestClient(app).post(RECONSTRUCTIONS, files=files).status_code == 503
+        released.set()
+        assert upload.result().json() == {"ratio": 16}
+        drained.result(60)
+    assert service.reconstructing == 0
 
 
 def test_a_service_leaves_no_thread_and_no_file_open(text_pipeline):
