@@ -3,13 +3,17 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 
 ROTATED_BYTES = 256 * 2**20
 """Inputs are rotated over this many bytes, several times the L2 cache of any GPU."""
+ROUND_SECONDS = 0.005
+MAX_CALLS = 200
+"""Calls per round at most."""
 
 Function = Callable[[], Any]
 
@@ -19,17 +23,17 @@ def copies_needed(size: int, device: torch.device) -> int:
     return max(1, math.ceil(ROTATED_BYTES / max(size, 1))) if device.type == "cuda" else 1
 
 
-def seconds_per_call(functions: Sequence[Function], calls: int, device: torch.device) -> float:
-    """Return the mean seconds of `calls` calls that take turns through `functions`."""
+def seconds_per_call(functions: Iterator[Function], calls: int, device: torch.device) -> float:
+    """Return the mean seconds of the calls of the next `calls` functions."""
     if device.type != "cuda":
         started = time.perf_counter()
-        for number in range(calls):
-            functions[number % len(functions)]()
+        for function in islice(functions, calls):
+            function()
         return (time.perf_counter() - started) / calls
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
-    for number in range(calls):
-        functions[number % len(functions)]()
+    for function in islice(functions, calls):
+        function()
     last.record()
     last.synchronize()
     return first.elapsed_time(last) / 1000 / calls
@@ -40,13 +44,16 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Time contestants in alternating rounds of about 5 ms for some seconds; return seconds per call.
 
-    Each is a sequence of equal functions on different inputs. At least two rounds are timed.
+    Each is a sequence of equal functions on different inputs, which take turns over all rounds. The first
+    call of each function, which may compile, is not timed. At least two rounds are timed.
     """
+    turns = {name: cycle(functions) for name, functions in contestants.items()}
     calls = {}
     for name, functions in contestants.items():
-        seconds_per_call(functions, 1, device)
-        once = seconds_per_call(functions, min(3, max(1, len(functions))), device)
-        calls[name] = max(1, min(200, math.ceil(0.005 / max(once, 1e-6))))
+        for function in functions:
+            function()
+        once = seconds_per_call(turns[name], min(3, len(functions)), device)
+        calls[name] = max(1, min(MAX_CALLS, math.ceil(ROUND_SECONDS / max(once, 1e-6))))
     found: dict[str, list[float]] = {name: [] for name in contestants}
     started = time.monotonic()
     for number in range(rounds):
@@ -54,7 +61,7 @@ def alternate(
             break
         order = list(contestants)
         for name in order if number % 2 == 0 else reversed(order):
-            found[name].append(seconds_per_call(contestants[name], calls[name], device))
+            found[name].append(seconds_per_call(turns[name], calls[name], device))
     return found
 
 

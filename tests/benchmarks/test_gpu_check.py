@@ -145,6 +145,7 @@ def test_every_block_has_a_body_and_the_limits_fit():
 @pytest.mark.parametrize("op", [op for op in OPERATORS if "compile" in RIVALS[op]])
 def test_what_is_compiled_computes_the_operator(op, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     call = SIZES["toy"][op](torch.device("cpu"), torch.float64)
     rival = replace(call, function=_rival(op, "compile", call))
     for ours, theirs in zip(call.forward_backward(), rival.forward_backward(), strict=True):

@@ -1,0 +1,83 @@
+"""Operators and their rivals in the GPU check: inputs, compilation, and timing on a simulated clock."""
+
+import time
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.gpu import kernels, timing
+from benchmarks.gpu.blocks import OPERATORS, PASSES, RIVALS
+from benchmarks.gpu.body import Context
+from benchmarks.gpu.operators import SIZES
+from benchmarks.gpu.record import RESULTS, Recorder, read_entries
+
+CPU = torch.device("cpu")
+COMPILED = [op for op in OPERATORS if "compile" in RIVALS[op]]
+
+
+def toy(op):
+    return SIZES["toy"][op](CPU, torch.float32)
+
+
+@pytest.fixture
+def context(tmp_path):
+    """Arguments of a block that measures, with plenty of time."""
+    record, deadline = Recorder(tmp_path / RESULTS, "kernels", False), time.monotonic() + 600
+    return Context(record=record, dry=False, work=tmp_path, wheels=None, deadline=deadline)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of `timing`, moved by the tests."""
+    clock = SimpleNamespace(now=0.0)
+    now = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+    monkeypatch.setattr(timing, "time", now)
+    return clock
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_copies_have_the_strides_of_their_inputs(op):
+    call = toy(op)
+    copied = kernels._copy(call)
+    for ours, theirs in zip(call.inputs, copied.inputs, strict=True):
+        assert ours.stride() == theirs.stride()
+        assert torch.equal(ours, theirs)
+        assert ours.untyped_storage().data_ptr() != theirs.untyped_storage().data_ptr()
+    for one, other in pairwise(range(len(call.inputs))):
+        shared = [
+            made.inputs[one].untyped_storage().data_ptr() == made.inputs[other].untyped_storage().data_ptr()
+            for made in (call, copied)
+        ]
+        assert shared[0] == shared[1]
+
+
+def test_first_calls_are_not_timed_and_all_inputs_take_turns(clock):
+    """Each of four functions compiles for 10 s at its first call; a call then takes 2 ms."""
+    called = [0] * 4
+
+    def call(number):
+        clock.now += 2e-3 if called[number] else 10.0
+        called[number] += 1
+
+    functions = [lambda number=number: call(number) for number in range(4)]
+    found = timing.alternate({"ours": functions}, 0.0, CPU)["ours"]
+    assert found == pytest.approx([2e-3, 2e-3])  # two rounds
+    assert sum(called) == 4 + 3 + 2 * 3  # first calls, an estimate from three, rounds of 5 ms
+    assert min(called) >= 3
+
+
+@pytest.mark.parametrize("op", COMPILED)
+def test_a_rival_is_compiled_once_for_all_inputs(op, context, monkeypatch):
+    """Every compilation counts towards dynamo's limit, past which a function runs without compilation."""
+    done = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("reset"))
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: done.append("compile") or function)
+    monkeypatch.setattr(kernels, "SECONDS", 0.0)
+    calls = [toy(op), kernels._copy(toy(op)), kernels._copy(toy(op))]
+    for name in PASSES:
+        kernels._time(context, op, name, calls, {}, CPU)
+    assert done == ["reset", "compile"] * len(PASSES)
+    figures = {entry["name"] for entry in read_entries(context.record.path) if entry["kind"] == "figure"}
+    assert {f"{op}.{name}.vs_compile" for name in PASSES} <= figures
