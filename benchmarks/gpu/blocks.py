@@ -85,6 +85,7 @@ BLOCKS = (
             for name in PASSES
             for what in (
                 "milliseconds",
+                "host_milliseconds",
                 "same_again",
                 "of_ceiling",
                 *(f"vs_{rival}" for rival in RIVALS[op]),

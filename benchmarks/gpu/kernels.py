@@ -82,7 +82,7 @@ def _time(
         except Exception as error:  # a kernel of another library that does not run here
             context.record.skipped(figure, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     times = alternate(contestants, SECONDS if not context.dry else 0.0, device)
-    call, (low, seconds, high) = calls[0], quartiles(times["ours"])
+    call, (low, seconds, high) = calls[0], quartiles([each.seconds for each in times["ours"]])
     backend = backends.choose(
         op,
         call.inputs[0],
@@ -97,6 +97,8 @@ def _time(
         "shape": None if context.dry else shapes()[op],
     }
     context.record.figure(f"{op}.{name}.milliseconds", 1e3 * seconds, "ms", **details)
+    host = quartiles([each.host for each in times["ours"]])[1]
+    context.record.figure(f"{op}.{name}.host_milliseconds", 1e3 * host, "ms")
     context.record.figure(f"{op}.{name}.same_again", ratio_of_medians(times, "again", "ours"), "ratio")
     share = _share(call, name, seconds, ceilings)
     if share is None:

@@ -63,9 +63,53 @@ def test_first_calls_are_not_timed_and_all_inputs_take_turns(clock):
 
     functions = [lambda number=number: call(number) for number in range(4)]
     found = timing.alternate({"ours": functions}, 0.0, CPU)["ours"]
-    assert found == pytest.approx([2e-3, 2e-3])  # two rounds
+    assert [each.seconds for each in found] == pytest.approx([2e-3, 2e-3])  # two rounds
     assert sum(called) == 4 + 3 + 2 * 3  # first calls, an estimate from three, rounds of 5 ms
     assert min(called) >= 3
+
+
+class SimulatedGpu:
+    """A stream whose kernels start once they are launched and those before them have ended."""
+
+    def __init__(self, clock, host):
+        self.clock, self.host, self.idle_at = clock, host, 0.0
+
+    def launch(self):
+        """Launch a kernel of 20 µs."""
+        self.clock.now += self.host
+        self.run(20e-6)
+
+    def run(self, seconds):
+        self.idle_at = max(self.idle_at, self.clock.now) + seconds
+
+    def sleep(self, cycles):
+        self.run(cycles / 2e9)
+
+    def event(self, enable_timing):
+        """Return an event; its record has the time at which the stream reaches it."""
+        event = SimpleNamespace(at=None)
+
+        def record():
+            event.at = max(self.idle_at, self.clock.now)
+
+        def synchronize():
+            self.clock.now = max(self.clock.now, event.at)
+
+        event.record, event.synchronize = record, synchronize
+        event.elapsed_time = lambda end: 1e3 * (end.at - event.at)
+        return event
+
+
+@pytest.mark.parametrize("host", [50e-6, 3e-3])
+def test_kernels_shorter_than_their_launch_are_timed_by_the_device(clock, monkeypatch, host):
+    gpu = SimulatedGpu(clock, host)
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", gpu.sleep)
+    contestants = {"ours": [gpu.launch] * 3}
+    for queue, seconds in ((True, 20e-6), (False, host)):
+        found = timing.alternate(contestants, 0.0, torch.device("cuda"), queue=queue)["ours"]
+        assert [each.seconds for each in found] == pytest.approx([seconds] * 2, rel=0.02)
+        assert [each.host for each in found] == pytest.approx([host] * 2)
 
 
 @pytest.mark.parametrize("op", COMPILED)
