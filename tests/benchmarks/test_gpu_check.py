@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from benchmarks.gpu.kernels import _rival
 from benchmarks.gpu.operators import SIZES
 from benchmarks.gpu.record import RESULTS, Recorder, gather, read_entries, require_measured
 from cat_fast.errors import UserError
+from cat_fast.processes.ending import still_running
 
 ROOT = Path(__file__).parents[2]
 WRITE = "from benchmarks.gpu.record import Recorder; from pathlib import Path; import sys, time; "
@@ -32,6 +36,9 @@ BODIES = {
     "behind": "time.sleep(0.3); " + RECORD,
     "killed": RECORD + "import os; os.kill(os.getpid(), 9)",
     "parent": RECORD + "import subprocess; subprocess.Popen(['sleep', '600']); time.sleep(600)",
+    "interrupts": RECORD + "import os, signal, subprocess; child = subprocess.Popen(['sleep', '600']); "
+    "r.figure('block', os.getpid(), 'pid'); r.figure('child', child.pid, 'pid'); "
+    "os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)",
 }
 
 
@@ -91,6 +98,27 @@ def test_blocks_past_the_limit_are_named_and_can_be_run_again(tmp_path, capsys):
     FakeCheck(out=tmp_path, dry=False, seconds=60.0, blocks=chosen).run(chosen[1:])
     blocks_now = json.loads((tmp_path / "gpu_check.json").read_text())["blocks"]
     assert (blocks_now["hang"]["state"], blocks_now["good"]["state"]) == ("timeout", "passed")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_no_block_outlives_an_interrupted_check(tmp_path, monkeypatch, background):
+    chosen = blocks("interrupts", background=background)
+    monkeypatch.setattr(gpu_check, "BLOCKS", chosen)
+    monkeypatch.setattr(gpu_check, "Check", partial(FakeCheck, blocks=chosen))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            gpu_check.main(["--out", str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = json.loads((tmp_path / "gpu_check.json").read_text())["blocks"]["interrupts"]
+    assert (found["state"], found["reason"]) == ("failed", "the check was interrupted")
+    processes = [found["figures"][name]["value"] for name in ("block", "child")]
+    for _ in range(500):  # a killed process takes a moment to end
+        if not still_running(processes):
+            break
+        time.sleep(0.01)
+    assert still_running(processes) == []
 
 
 def test_a_cut_line_of_results_is_left_out(tmp_path):
