@@ -63,7 +63,7 @@ BLOCKS = (
     ),
     Block(
         name="build",
-        seconds=200,
+        seconds=190,
         background=True,
         figures=("seconds", "loads", "prebuilt_ops", "prebuilt_ops_cuda"),
     ),
