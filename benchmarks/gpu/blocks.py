@@ -24,7 +24,7 @@ RIVALS = {
     "adaln": ("eager", "compile"),
     "gate_residual_adaln": ("eager", "compile"),
     "pack": ("eager",),
-    "wide_attention": ("sdpa",),
+    "wide_attention": ("triton",),
 }
 """Other implementations that each operator is timed against."""
 CUDA_OPERATORS = ("group_norm_silu", "scalar_attention")

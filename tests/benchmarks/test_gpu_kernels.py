@@ -1,6 +1,7 @@
 """Operators and their rivals in the GPU check: inputs, compilation, and timing on a simulated clock."""
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from benchmarks.gpu.blocks import OPERATORS, PASSES, RIVALS
 from benchmarks.gpu.body import Context
 from benchmarks.gpu.operators import SIZES
 from benchmarks.gpu.record import RESULTS, Recorder, read_entries
+from cat_fast.kernels import backends
 
 CPU = torch.device("cpu")
 COMPILED = [op for op in OPERATORS if "compile" in RIVALS[op]]
@@ -125,3 +127,45 @@ def test_a_rival_is_compiled_once_for_all_inputs(op, context, monkeypatch):
     assert done == ["reset", "compile"] * len(PASSES)
     figures = {entry["name"] for entry in read_entries(context.record.path) if entry["kind"] == "figure"}
     assert {f"{op}.{name}.vs_compile" for name in PASSES} <= figures
+
+
+PAIRS = [(op, rival) for op in OPERATORS for rival in RIVALS[op]]
+
+
+@pytest.mark.parametrize(("op", "rival"), PAIRS)
+def test_a_gpu_runs_another_implementation_than_the_rival(op, rival):
+    """At least one backend that a GPU chooses unforced is not the rival."""
+    chosen = [
+        backend.name
+        for backend in backends.TABLE
+        if backend.op == op and backend.device in (None, "cuda") and backend.only_forced is None
+    ]
+    assert set(chosen) - {kernels.RIVAL_BACKENDS.get(rival)}
+
+
+@pytest.mark.parametrize(("op", "rival"), [pair for pair in PAIRS if pair[1] in kernels.RIVAL_BACKENDS])
+def test_ours_is_not_timed_against_itself(op, rival, context, monkeypatch):
+    monkeypatch.setattr(kernels, "RIVALS", {op: (rival,)})
+    monkeypatch.setattr(kernels, "SECONDS", 0.0)
+    monkeypatch.setattr(backends, "choose", lambda op, x, **_: "reference")
+    monkeypatch.setitem(kernels.RIVAL_BACKENDS, rival, "reference")
+    kernels._time(context, op, "forward", [toy(op)], {}, CPU)
+    (found,) = [e for e in read_entries(context.record.path) if e["name"] == f"{op}.forward.vs_{rival}"]
+    assert found["reason"] == "ours runs on the backend reference itself"
+
+
+@pytest.mark.skipif(not backends.triton_is_interpreted(), reason="needs Triton's interpreter")
+def test_wide_attention_is_timed_against_our_kernel(monkeypatch):
+    """SDPA runs by default, since the kernel is not yet measured."""
+    chosen, first_that_accepts = [], backends._first_that_accepts
+
+    def choose(*arguments):
+        chosen.append(first_that_accepts(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setattr(backends, "_first_that_accepts", choose)
+    call = toy("wide_attention")
+    rival = replace(call, function=kernels._rival("wide_attention", "triton", call))
+    for ours, theirs in zip(call.forward(), rival.forward(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert chosen == ["reference", "triton"]
