@@ -152,12 +152,13 @@ def _attention(rival: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         from cat_fast.kernels.varlen_attention.external import flash_varlen
 
         return lambda q, k, v: flash_varlen(q, k, v, cu_seqlens, longest, cu_seqlens, longest)
-    if rival == "cudnn":  # torch's public function runs it on Hopper past 128 tokens
-        if torch.cuda.get_device_capability()[0] < 9:
-            raise RuntimeError("torch.nn.attention.varlen runs cuDNN from compute capability 9.0 on")
-        from torch.nn.attention.varlen import varlen_attn
+    if rival == "cudnn":
+        from torch.nn.attention import varlen
 
-        return lambda q, k, v: varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
+        runs_cudnn = getattr(varlen, "_should_use_cudnn", None)
+        if runs_cudnn is None or not runs_cudnn(cu_seqlens.device.index):
+            raise RuntimeError("torch.nn.attention.varlen runs FlashAttention here, not cuDNN")
+        return lambda q, k, v: varlen.varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
     bounds = list(pairwise(cu_seqlens.tolist()))
 
     def padded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.attention
 
 from benchmarks.gpu import kernels, timing
 from benchmarks.gpu.blocks import OPERATORS, PASSES, RIVALS
@@ -169,3 +170,18 @@ def test_wide_attention_is_timed_against_our_kernel(monkeypatch):
     for ours, theirs in zip(call.forward(), rival.forward(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert chosen == ["reference", "triton"]
+
+
+@pytest.mark.parametrize("check", [None, False, True])
+def test_cudnn_is_timed_only_where_torch_runs_it(monkeypatch, check):
+    """Elsewhere the same public function runs FlashAttention."""
+    varlen = SimpleNamespace(varlen_attn=lambda q, k, v, *_: v)
+    if check is not None:
+        varlen._should_use_cudnn = lambda index: check
+    monkeypatch.setattr(torch.nn.attention, "varlen", varlen, raising=False)
+    call = toy("varlen_attention")
+    if not check:
+        with pytest.raises(RuntimeError, match="runs FlashAttention here, not cuDNN"):
+            kernels._rival("varlen_attention", "cudnn", call)
+    else:
+        assert kernels._rival("varlen_attention", "cudnn", call)(*call.inputs) is call.inputs[2]
