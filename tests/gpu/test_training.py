@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.gpu.cpu_random import CpuRandomness
 from benchmarks.gpu.golden_run import differences, golden, train
+from benchmarks.shared.configs import generator_run
 from benchmarks.shared.random_latents import write_latents
 
 ROOT = Path(__file__).parents[2]
@@ -63,3 +64,15 @@ def test_a_loss_past_the_tolerance_is_reported():
     wrong = [{name: value * (1 + 2e-3) for name, value in step.items()} for step in steps]
     assert len(differences("generator", wrong)) == sum(map(len, steps))
     assert differences("generator", steps[:-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "compiles"),
+    [
+        ([], True),
+        (["deterministic=true"], False),  # FlashAttention's gradients may vary in compiled blocks
+        (["deterministic=true", "compile=true"], True),
+    ],
+)
+def test_deterministic_runs_are_not_compiled_by_default(changes, compiles):
+    assert generator_run("cat_xl", changes).compiles("cuda") == compiles
