@@ -1,5 +1,7 @@
-"""Operators and their rivals in the GPU check: inputs, compilation, and timing on a simulated clock."""
+"""Operators in the GPU check: inputs, rivals, timing on a simulated clock, compute-sanitizer."""
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -9,8 +11,8 @@ import pytest
 import torch
 import torch.nn.attention
 
-from benchmarks.gpu import kernels, timing
-from benchmarks.gpu.blocks import OPERATORS, PASSES, RIVALS
+from benchmarks.gpu import kernels, sanitizer, timing
+from benchmarks.gpu.blocks import CUDA_OPERATORS, OPERATORS, PASSES, RIVALS, TOOLS
 from benchmarks.gpu.body import Context
 from benchmarks.gpu.operators import SIZES
 from benchmarks.gpu.record import RESULTS, Recorder, read_entries
@@ -18,6 +20,7 @@ from cat_fast.kernels import backends
 
 CPU = torch.device("cpu")
 COMPILED = [op for op in OPERATORS if "compile" in RIVALS[op]]
+PAIRS = [(op, rival) for op in OPERATORS for rival in RIVALS[op]]
 
 
 def toy(op):
@@ -130,9 +133,6 @@ def test_a_rival_is_compiled_once_for_all_inputs(op, context, monkeypatch):
     assert {f"{op}.{name}.vs_compile" for name in PASSES} <= figures
 
 
-PAIRS = [(op, rival) for op in OPERATORS for rival in RIVALS[op]]
-
-
 @pytest.mark.parametrize(("op", "rival"), PAIRS)
 def test_a_gpu_runs_another_implementation_than_the_rival(op, rival):
     """At least one backend that a GPU chooses unforced is not the rival."""
@@ -185,3 +185,25 @@ def test_cudnn_is_timed_only_where_torch_runs_it(monkeypatch, check):
             kernels._rival("varlen_attention", "cudnn", call)
     else:
         assert kernels._rival("varlen_attention", "cudnn", call)(*call.inputs) is call.inputs[2]
+
+
+def test_the_tool_sees_every_tensor_as_an_allocation(context, monkeypatch):
+    """Within the blocks of torch's caching allocator, reads out of bounds would not be errors."""
+    environments = []
+
+    def run(command, *, env, **options):
+        environments.append(env)
+        return subprocess.CompletedProcess(command, 0, "ERROR SUMMARY: 0 errors", "")
+
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: sys.executable)
+    monkeypatch.setattr(sanitizer.subprocess, "run", run)
+    sanitizer.sanitizer(context)
+    assert [env["PYTORCH_NO_CUDA_MEMORY_CACHING"] for env in environments] == ["1"] * len(TOOLS)
+    assert all(f"{op}=cuda" in env["CAT_FAST_BACKEND"] for op in CUDA_OPERATORS for env in environments)
+    assert [entry["value"] for entry in read_entries(context.record.path)] == [0] * len(TOOLS)
+
+
+def test_no_tile_divides_the_inputs(monkeypatch):
+    monkeypatch.setattr(sanitizer, "SIZES", {"odd": SIZES["odd"]})
+    for op in CUDA_OPERATORS:
+        sanitizer.call(op)

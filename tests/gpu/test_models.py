@@ -57,7 +57,7 @@ def test_a_training_step_does_not_wait_for_the_device(device):
 
 
 def test_the_compiled_model_is_close_and_compiles_each_kind_of_block_once(device):
-    """As training compiles it. Batches of one sequence need graphs of their own."""
+    """Compile as training does; batches of one sequence need graphs of their own."""
     on_gpu = device.type == "cuda"
     torch._dynamo.reset()
     model, eager = (dit(device, large=on_gpu).eval() for _ in range(2))
