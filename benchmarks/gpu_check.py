@@ -107,7 +107,8 @@ class Check:
     blocks: Sequence[Block] = BLOCKS
     """All blocks of the JSON, also those that do not run."""
     started: float = field(default_factory=time.monotonic)
-    background: list[Running] = field(default_factory=list)
+    running: list[Running] = field(default_factory=list)
+    """Blocks whose processes have not ended."""
 
     def run(self, chosen: Sequence[Block]) -> int:
         """Run blocks and write all files; return the exit code."""
@@ -117,9 +118,9 @@ class Check:
                 for block in chosen:
                     self._run_block(block)
                 self._wait_for_background()
-            finally:  # also after Ctrl-C
-                for running in self.background:
-                    self._end(running)
+            finally:
+                while self.running:  # after SIGTERM or Ctrl-C
+                    self._end(self.running[0], FAILED, "the check was interrupted")
                 self._write()
         return self._report(chosen)
 
@@ -136,9 +137,8 @@ class Check:
             return
         print(f"{block.name} …", flush=True)
         running = self._start(block)
-        if block.background:
-            self.background.append(running)
-        else:
+        self.running.append(running)
+        if not block.background:
             self._finish(running)
             self._collect_finished()
 
@@ -186,28 +186,28 @@ class Check:
                 reason = self._last_line(running.block) or f"exit code {code}"
         except subprocess.TimeoutExpired:
             state, reason = TIMEOUT, f"it took longer than {running.deadline - running.started:.0f} s"
-        self._end(running)
+        self._end(running, state, reason)
+
+    def _collect_finished(self) -> None:
+        for running in [each for each in self.running if each.process.poll() is not None]:
+            self._finish(running)
+
+    def _wait_for_background(self) -> None:
+        while self.running:
+            self._finish(self.running[0])
+
+    def _end(self, running: Running, state: str, reason: str | None) -> None:
+        """End a block's process and all that it has started; record its state."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+        self.running.remove(running)
         seconds = time.monotonic() - running.started
         self._recorder(running.block).state(state, seconds, reason)
         print(
             f"{running.block.name}: {state} in {seconds:.1f} s" + (f": {reason}" if reason else ""),
             flush=True,
         )
-
-    def _collect_finished(self) -> None:
-        for running in [each for each in self.background if each.process.poll() is not None]:
-            self.background.remove(running)
-            self._finish(running)
-
-    def _wait_for_background(self) -> None:
-        while self.background:
-            self._finish(self.background.pop(0))
-
-    def _end(self, running: Running) -> None:
-        """End a block's process and all that it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.process.pid, signal.SIGKILL)
-        running.process.wait()
 
     def _last_line(self, block: Block) -> str | None:
         text = (self.work / f"{block.name}.log").read_text(errors="replace").splitlines()

@@ -24,7 +24,7 @@ def ceilings(context: Context) -> None:
     sheet = gpu_in_use()
     context.record.figure(
         "copy_bandwidth",
-        2 * source.nbytes / min(times),
+        2 * source.nbytes / min(times).seconds,
         "B/s",
         data_sheet=None if sheet is None else sheet.bytes_per_second,
     )
@@ -40,7 +40,7 @@ def ceilings(context: Context) -> None:
                 torch.mm(a, b, out=out)
 
             times = alternate({"product": [product]}, 0.7, device, rounds=12)["product"]
-            rate = max(rate, 2 * side**3 / min(times))
+            rate = max(rate, 2 * side**3 / min(times).seconds)
         torch.set_float32_matmul_precision(before)
         peak = None if sheet is None else sheet.flops_per_second(name)
         context.record.figure(f"matmul_{name}", rate, "FLOP/s", data_sheet=peak)

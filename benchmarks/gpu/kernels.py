@@ -1,5 +1,6 @@
 """Event-timed operators in bf16 at the sizes of a paper model, against others, relative to the ceilings."""
 
+import copy
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,12 +25,13 @@ from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adal
 from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
 from cat_fast.kernels.pack.reference import pack_reference
 from cat_fast.kernels.scalar_attention.reference import scalar_attention_reference
-from cat_fast.kernels.wide_attention.reference import wide_attention_reference
 
 SECONDS = 1.2
 """Time per operator and pass."""
 COMPILE_SECONDS = 20.0
 """torch.compile is left out where less time is left."""
+RIVAL_BACKENDS = {"eager": "reference", "sdpa": "reference", "triton": "triton", "flash": "flash"}
+"""Backends of ours that are the implementation of a rival, which is skipped where they run."""
 
 
 def kernels(context: Context) -> None:
@@ -52,8 +54,8 @@ def kernels(context: Context) -> None:
 
 
 def _copy(call: Call) -> Call:
-    """Return the call on other memory; views of one tensor stay strided."""
-    return replace(call, inputs=tuple(x.clone(memory_format=torch.preserve_format) for x in call.inputs))
+    """Return the call on other memory; inputs keep their strides, views of one tensor stay views of one."""
+    return replace(call, inputs=copy.deepcopy(call.inputs))
 
 
 def _time(
@@ -68,25 +70,26 @@ def _time(
         "ours": [getattr(call, name) for call in calls],
         "again": [getattr(call, name) for call in calls],
     }
+    contestants["ours"][0]()  # a backend that fails is replaced by the next one
+    training = name == "forward_backward"
+    backend = backends.choose(op, calls[0].inputs[0], training=training, **_sizes(op, calls[0]))
     for rival in RIVALS[op]:
         figure = f"{op}.{name}.vs_{rival}"
+        if RIVAL_BACKENDS.get(rival) == backend:
+            context.record.skipped(figure, f"ours runs on the backend {backend} itself")
+            continue
         if rival == "compile" and (context.dry or context.left < COMPILE_SECONDS):
             context.record.skipped(figure, "no time was left to compile")
             continue
         try:
-            made = [getattr(replace(call, function=_rival(op, rival, call)), name) for call in calls]
+            function = _rival(op, rival, calls[0])
+            made = [getattr(replace(call, function=function), name) for call in calls]
             made[0]()
             contestants[rival] = made
         except Exception as error:  # a kernel of another library that does not run here
             context.record.skipped(figure, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     times = alternate(contestants, SECONDS if not context.dry else 0.0, device)
-    call, (low, seconds, high) = calls[0], quartiles(times["ours"])
-    backend = backends.choose(
-        op,
-        call.inputs[0],
-        training=name == "forward_backward",
-        **_sizes(op, call),
-    )
+    call, (low, seconds, high) = calls[0], quartiles([each.seconds for each in times["ours"]])
     details = {
         "low": 1e3 * low,
         "high": 1e3 * high,
@@ -95,6 +98,8 @@ def _time(
         "shape": None if context.dry else shapes()[op],
     }
     context.record.figure(f"{op}.{name}.milliseconds", 1e3 * seconds, "ms", **details)
+    host = quartiles([each.host for each in times["ours"]])[1]
+    context.record.figure(f"{op}.{name}.host_milliseconds", 1e3 * host, "ms")
     context.record.figure(f"{op}.{name}.same_again", ratio_of_medians(times, "again", "ours"), "ratio")
     share = _share(call, name, seconds, ceilings)
     if share is None:
@@ -124,33 +129,36 @@ def _rival(op: str, rival: str, call: Call) -> Callable[..., Any]:
     if op == "pack":
         return lambda last, *others: pack_reference([*others, last], 2)
     options = dict(ours.keywords) if isinstance(ours, partial) else {}
+    if rival == "triton":
+        return _forced(f"{op}=triton", ours)
     if op == "varlen_attention":
-        return _attention(rival, ours, options)
+        return _attention(rival, options)
     references: dict[str, Callable[..., Any]] = {
         "group_norm_silu": group_norm_silu_reference,
         "adaln": adaln_reference,
         "gate_residual_adaln": gate_residual_adaln_reference,
         "scalar_attention": scalar_attention_reference,
-        "wide_attention": wide_attention_reference,
     }
     eager = partial(references[op], **options)
-    return torch.compile(eager, dynamic=False) if rival == "compile" else eager
+    if rival != "compile":
+        return eager
+    torch.compiler.reset()  # earlier compilations, also of other operators, count towards a limit
+    return torch.compile(eager, dynamic=False)
 
 
-def _attention(rival: str, ours: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def _attention(rival: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     cu_seqlens, longest = options["cu_seqlens"], options["max_seqlen"]
-    if rival == "triton":
-        return _forced("varlen_attention=triton", ours)
     if rival == "flash":
         from cat_fast.kernels.varlen_attention.external import flash_varlen
 
         return lambda q, k, v: flash_varlen(q, k, v, cu_seqlens, longest, cu_seqlens, longest)
-    if rival == "cudnn":  # torch's public function runs it on Hopper past 128 tokens
-        if torch.cuda.get_device_capability()[0] < 9:
-            raise RuntimeError("torch.nn.attention.varlen runs cuDNN from compute capability 9.0 on")
-        from torch.nn.attention.varlen import varlen_attn
+    if rival == "cudnn":
+        from torch.nn.attention import varlen
 
-        return lambda q, k, v: varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
+        runs_cudnn = getattr(varlen, "_should_use_cudnn", None)
+        if runs_cudnn is None or not runs_cudnn(cu_seqlens.device.index):
+            raise RuntimeError("torch.nn.attention.varlen runs FlashAttention here, not cuDNN")
+        return lambda q, k, v: varlen.varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
     bounds = list(pairwise(cu_seqlens.tolist()))
 
     def padded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

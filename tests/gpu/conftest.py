@@ -3,9 +3,12 @@
 Triton kernels run in the interpreter there, so that the tests' own code is checked without a GPU.
 """
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
+from benchmarks.shared.host_device import NoSynchronization
 from cat_fast.kernels import backends
 from cat_fast.training.runtime.determinism import set_determinism
 
@@ -38,3 +41,17 @@ def triton_on_cpu(monkeypatch):
     """Force Triton's interpreter, where there is no GPU."""
     if backends.triton_is_interpreted():
         monkeypatch.setenv("CAT_FAST_BACKEND", "triton")
+
+
+@contextmanager
+def no_synchronization(device):
+    """Fail where the host would wait for the device; meta tensors stand for those of a GPU."""
+    if device.type == "meta":
+        with NoSynchronization("meta"):
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

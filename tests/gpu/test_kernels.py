@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from benchmarks.gpu.compilations import count_compilations
 from benchmarks.gpu.operators import SIZES, Call, adaln_call, mixes, varlen_attention_call
+from tests.gpu.conftest import no_synchronization
 
 OPERATORS = tuple(SIZES["chip"])
 HALF = torch.bfloat16
@@ -93,11 +94,8 @@ def test_operators_do_not_wait_for_the_device(device, op):
         pytest.skip("nothing to wait for on a CPU")
     call = call_on(device, op, "odd")
     call.forward_backward()  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronization(device):
         call.forward_backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_mixes_of_lengths_compile_nothing_new(device, triton_on_cpu):

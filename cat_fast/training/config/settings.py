@@ -593,9 +593,10 @@ class GeneratorRun(RunConfig):
     """Host memory per rank for a cache of encoded captions, in MiB, so that each caption is encoded once. If
     0, or if the captions of the dataset do not all fit, each batch's captions are encoded together."""
     compile: bool | None = None
-    """Compile each block of the transformer with torch.compile; by default on GPUs, except with ZeRO 3. This
-    takes less than a minute at the start, since blocks share their code; changing sequence lengths do not
-    cause recompilation."""
+    """Compile each block of the transformer with torch.compile; by default on GPUs, except with ZeRO 3 and
+    in a `deterministic` run, since FlashAttention's gradients may vary in compiled blocks. This takes less
+    than a minute at the start, since blocks share their code; changing sequence lengths do not cause
+    recompilation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -618,7 +619,9 @@ class GeneratorRun(RunConfig):
 
     def compiles(self, device_type: str) -> bool:
         """Return True if blocks are compiled on this type of device."""
-        return device_type == "cuda" and self._zero_stage != 3 if self.compile is None else self.compile
+        if self.compile is not None:
+            return self.compile
+        return device_type == "cuda" and self._zero_stage != 3 and not self.deterministic
 
     @property
     def _zero_stage(self) -> int:

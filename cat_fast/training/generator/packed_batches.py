@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,8 +53,15 @@ class PackedBatches:
     ) -> None:
         self._latents, self._stream, self._patch_size = latents, stream, patch_size
         self._prefetch, self._device, self._encode = prefetch, device, encode
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latents")
-        self._ready: deque[Future[PackedBatch]] = deque()
+        self._reading: torch.cuda.Stream | None = None
+        """Stream of the thread on a GPU, so that captions are not encoded after the kernels of a step."""
+        select = None
+        if device.type == "cuda":
+            self._reading = torch.cuda.Stream(device)
+            self._reading.wait_stream(torch.cuda.current_stream(device))  # until weights are copied
+            select = partial(torch.cuda.set_stream, self._reading)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latents", initializer=select)
+        self._ready: deque[Future[tuple[PackedBatch, torch.cuda.Event | None]]] = deque()
         self._states: deque[Callable[[], dict[str, Any]]] = deque()
         """Snapshots of the stream before each batch that is ready."""
         self._before_take: Callable[[], dict[str, Any]] | None = None
@@ -71,7 +79,10 @@ class PackedBatches:
         self._before_take, self._position = self._states[0], None
         batches = []
         for _ in range(count):
-            batches.append(self._ready.popleft().result())
+            batch, written = self._ready.popleft().result()
+            if written is not None:
+                _hand_over(batch, written)
+            batches.append(batch)
             self._states.popleft()
         seconds = time.perf_counter() - start
         self._read_ahead(self._prefetch)
@@ -106,7 +117,8 @@ class PackedBatches:
         while len(self._ready) < count:
             self._ready.append(self._thread.submit(self._read))
 
-    def _read(self) -> PackedBatch:
+    def _read(self) -> tuple[PackedBatch, torch.cuda.Event | None]:
+        """Return the next batch, and on a GPU the event after which it is written."""
         self._states.append(self._stream.snapshot())
         indices = self._stream.next()
         samples = [self._latents[i] for i in indices]
@@ -119,4 +131,17 @@ class PackedBatches:
         )
         captions = [self._latents.entries[i].caption or "" for i in indices]
         lengths = packed.cu_seqlens.diff().tolist()
-        return PackedBatch(packed=packed.to(self._device), text=self._encode(captions), lengths=lengths)
+        batch = PackedBatch(packed=packed.to(self._device), text=self._encode(captions), lengths=lengths)
+        return batch, None if self._reading is None else self._reading.record_event()
+
+
+def _hand_over(batch: PackedBatch, written: torch.cuda.Event) -> None:
+    """Let the current stream wait for a batch, whose memory is kept until that stream has read it."""
+    current = torch.cuda.current_stream(batch.packed.device)
+    current.wait_event(written)
+    fields = list(vars(batch.packed).values())
+    if batch.text is not None:
+        fields += vars(batch.text).values()
+    for value in fields:
+        if isinstance(value, torch.Tensor):
+            value.record_stream(current)
