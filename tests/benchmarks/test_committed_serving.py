@@ -1,4 +1,4 @@
-"""The committed results of serving: every load, schedule and setting was measured, and the goals are reached."""
+"""The committed results of serving: every schedule was tuned and measured, and the goals are reached."""
 
 import json
 
