@@ -1,6 +1,5 @@
 """`cat-fast serve`: a pipeline behind HTTP, with a page to try it."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +16,6 @@ _NEEDED = {
     "python_multipart": "python-multipart",
 }
 """Packages by the module that they install."""
-_ONEDNN_PRIMITIVES = 256
-"""Number of products that oneDNN keeps compiled, with buffers of hundreds of kilobytes each. Every number of
-rows is another product: with oneDNN's default of 1,024, a server's memory grows for minutes."""
 
 
 def serve(
@@ -84,7 +80,6 @@ def serve(
 
     for module, package in _NEEDED.items():
         import_extra(module, package, "serve", "cat-fast serve")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_ONEDNN_PRIMITIVES))
     import torch
 
     from cat_fast.inference.pipeline.loading import load_pipeline
