@@ -338,7 +338,7 @@ def test_impossible_generations_are_refused_in_one_line(cat_fast, parts, tmp_pat
         (["-m", tmp_path / "nowhere"], ["nowhere: no such folder"]),
         (["--grids", "2,9x"], ["--grids"]),
         (["--strength", "2"], ["strength"]),
-        (["--temperature", "nan", "-m", tmp_path / "nowhere"], ["temperature: expected", "got nan"]),
+        (["--temperature", "inf", "-m", tmp_path / "nowhere"], ["temperature: expected", "got inf"]),
     ):
         assert_one_line_error(cat_fast(*generation(parts, tmp_path / "out", *more)), *words)
         assert not (tmp_path / "out").exists()
