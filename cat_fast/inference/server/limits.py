@@ -78,9 +78,10 @@ class Limits:
         except Exception as error:
             found = as_api_error(error)
             scope["state"][REFUSAL] = found.code
-            if not started:
+            is_answered = started
+            if not is_answered:
                 await found.response()(scope, receive, send_with_id)
-            if started or found.code == INTERNAL_ERROR:
+            if is_answered or found.code == INTERNAL_ERROR:
                 raise  # its traceback is logged outside of all middleware
         finally:
             code = None if scope["state"].get(ACCEPTED) else scope["state"].get(REFUSAL)
