@@ -23,8 +23,8 @@ from benchmarks.shared.harness import Spread
 from benchmarks.shared.mixes import MAX_TOKENS, MIXES
 from benchmarks.shared.steps import Generation, Step, TokenizerTraining, TransformerTraining
 from cat_fast.kernels.linear.op import calibrate, require, using
+from cat_fast.processes.malloc import keep_freed_memory
 from cat_fast.processes.signals import run_command
-from cat_fast.training.runtime.host_memory import keep_freed_memory
 
 MIN_ROUNDS, MAX_ROUNDS, SECONDS = 3, 15, 10.0
 """Rounds per case: as many as `SECONDS` allow, within these numbers."""

@@ -28,9 +28,9 @@ from cat_fast.generator import DiT
 from cat_fast.hardware import run_device_type
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 from cat_fast.packing import PackedSequence
+from cat_fast.processes.malloc import keep_freed_memory
 from cat_fast.processes.signals import run_command
 from cat_fast.training.metrics.flops import DiTFlops
-from cat_fast.training.runtime.host_memory import keep_freed_memory
 
 DEVICE = run_device_type()
 AUTOCAST = DEVICE == "cuda"

@@ -48,9 +48,9 @@ from benchmarks.shared.steps import (
 from cat_fast import console, hardware
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
+from cat_fast.processes.malloc import keep_freed_memory
 from cat_fast.processes.signals import run_command
 from cat_fast.training.metrics.throughput import matmul_format
-from cat_fast.training.runtime.host_memory import keep_freed_memory
 
 ROUNDS, MIN_ROUNDS, LONG = 3, 2, 180.0
 """Rounds of a group of cases; after `MIN_ROUNDS`, none starts later than after `LONG` seconds."""

@@ -90,6 +90,7 @@ def serve(
     from cat_fast.kernels.linear.op import resolve, using
     from cat_fast.models.device import find_device
     from cat_fast.models.execution import find_dtype
+    from cat_fast.processes.malloc import share_arenas
 
     settings = ServerSettings(
         name=Path(pipeline).resolve().name if Path(pipeline).is_dir() else pipeline,
@@ -106,6 +107,7 @@ def serve(
     )
     if threads is not None:
         torch.set_num_threads(threads)
+    share_arenas()
     bound = bind(settings)  # a port in use is reported before the models are loaded
     target = find_device(device)
     with using(resolve(linear_backend)):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cat_fast.hardware import run_device_type
-from cat_fast.training.runtime.host_memory import keep_freed_memory
+from cat_fast.processes.malloc import keep_freed_memory
 from cat_fast.training.runtime.step_context import StepContext
 
 
