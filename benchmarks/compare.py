@@ -36,7 +36,7 @@ WITHOUT_QUARTILES = 0.05
 """Least band of figures that were measured once."""
 BETTER, WORSE, SAME = "better", "worse", "same"
 LOWER, HIGHER, LOWER_SHARE = "lower", "higher", "lower share"
-"""The better direction of a figure. Of a share, what is left is compared: noise multiplies small shares."""
+"""The better direction of a figure. Of a share, the rest up to 1 is compared: small shares are noisy."""
 
 Keys = tuple[str, ...]
 """Keys from the top of a file to a figure."""

@@ -17,7 +17,7 @@ from cat_fast.generator.flops import META, forward_flops
 from cat_fast.generator.sampling import denoise_step, draw_noise, prepare, scheduler_step
 from cat_fast.generator.solvers import set_steps
 from cat_fast.models.build import build_model
-from cat_fast.training.metrics.flops import SCALAR_ATTENTION_NODES, DiTFlops, TokenizerFlops, token_count
+from cat_fast.training.metrics.flops import DiTFlops, TokenizerFlops, not_executed_flops, token_count
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
 DEVICE = packing.DEVICE
@@ -177,10 +177,7 @@ def decoder_flops(model: NestedAutoencoderKL, latent: Tensor, ratio: int) -> int
     total = counter.get_total_flops()
     if model.config["mid_block_attention_head_dim"] != 1:
         return total
-    operators = counter.get_flop_counts()["Global"].items()
-    attention = sum(n for name, n in operators if "bmm" in str(name) or "attention" in str(name))
-    positions = latent.shape[-2] * latent.shape[-1]
-    return total - attention + attention * min(positions, SCALAR_ATTENTION_NODES) // positions
+    return total - not_executed_flops(counter, latent.shape[-2] * latent.shape[-1])
 
 
 def allocate_states(optimizers: Iterable[torch.optim.Optimizer]) -> None:

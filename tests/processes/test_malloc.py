@@ -26,7 +26,6 @@ end.set()
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
 @pytest.mark.parametrize(("arenas", "expected"), [("shared", {2}), ("own", set(range(3, 10)))])
 def test_threads_share_two_arenas(arenas, expected):
     done = subprocess.run([sys.executable, "-c", THREADS, arenas], capture_output=True, text=True, check=True)

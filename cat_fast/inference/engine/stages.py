@@ -174,11 +174,11 @@ class Stages:
         for start in range(0, len(latents), batch):
             z = self._scale.undo(torch.stack(list(latents[start : start + batch])), ratio)
             with self.vae_lock:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 with upcast(vae):
                     decoded = vae.decode(z.to(vae.dtype), ratio).sample
                 finite = bool(torch.isfinite(decoded).all())  # waits for a GPU
-                self.decoding_seconds += time.perf_counter() - begun
+                self.decoding_seconds += time.perf_counter() - started
             if not finite:
                 raise UserError(
                     f"the decoded images hold NaN or infinite values in {vae.dtype};"

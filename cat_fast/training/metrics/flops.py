@@ -95,20 +95,21 @@ class TokenizerFlops:
                 discriminator = self.discriminator.requires_grad_(False)
                 discriminator(crops.clone().requires_grad_()).sum().backward()
                 discriminator.requires_grad_(True)(torch.cat([crops, crops])).sum().backward()
-        return counter.get_total_flops() - self._not_executed(counter, ratio)
-
-    def _not_executed(self, counter: FlopCounterMode, ratio: int) -> int:
-        """Return the counted FLOPs of attention with heads of one dimension that no kernel executes."""
+        total = counter.get_total_flops()
         if self.autoencoder.config["mid_block_attention_head_dim"] != 1:
-            return 0
+            return total
         height, width = self.size
-        positions = (height // ratio) * (width // ratio)
-        attention = sum(
-            count
-            for operator, count in counter.get_flop_counts()["Global"].items()
-            if "bmm" in str(operator) or "attention" in str(operator)
-        )
-        return attention - attention * min(positions, SCALAR_ATTENTION_NODES) // positions
+        return total - not_executed_flops(counter, (height // ratio) * (width // ratio))
+
+
+def not_executed_flops(counter: FlopCounterMode, positions: int) -> int:
+    """Return the counted FLOPs of attention with heads of one dimension that no kernel executes."""
+    attention = sum(
+        count
+        for operator, count in counter.get_flop_counts()["Global"].items()
+        if "bmm" in str(operator) or "attention" in str(operator)
+    )
+    return attention - attention * min(positions, SCALAR_ATTENTION_NODES) // positions
 
 
 class DiTFlops:

@@ -300,11 +300,11 @@ def test_images_that_the_drain_does_not_finish_are_reported_as_lost(text_pipelin
 
 def test_a_drain_waits_for_uploads(text_pipeline, monkeypatch):
     service = make_service(text_pipeline, prepared=False)
-    begun, released, closed = threading.Event(), threading.Event(), threading.Event()
+    started, released, closed = threading.Event(), threading.Event(), threading.Event()
     close = service.engine.close
 
     def reconstruct(*_):
-        begun.set()
+        started.set()
         assert released.wait(60)
         return {"ratio": 16}
 
@@ -318,7 +318,7 @@ def test_a_drain_waits_for_uploads(text_pipeline, monkeypatch):
     app, files = create_app(service), {"image": ("x.png", png())}
     with ThreadPoolExecutor(2) as pool:
         upload = pool.submit(TestClient(app).post, RECONSTRUCTIONS, files=files)
-        assert begun.wait(60)
+        assert started.wait(60)
         drained = pool.submit(service.drain)
         assert closed.wait(60)
         assert wait([drained], timeout=0.2).not_done, "the upload is not complete"
