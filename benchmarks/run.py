@@ -109,7 +109,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="scoring", minutes=3),
         Job(name="startup", minutes=3),
         Job(name="checkpoints", minutes=2),
-        Job(name="scaling_validation", minutes=20, resumes_with=()),
+        Job(name="scaling_validation", minutes=25, resumes_with=()),
         Job(name="serving", minutes=120, resumes_with=()),
         Job(name="gpu_static", minutes=5, counted=True),
         _CLAIMS,

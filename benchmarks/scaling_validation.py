@@ -5,13 +5,13 @@
 The parameters come from runs on one process (KNOWN: seconds = fixed + a * FLOPs + b * parameters), from the
 time of AdamW, and from micro-benchmarks of the collectives between two processes. The model then predicts
 steps on two processes for three configurations that it has not seen: another batch, another mix and another
-width. They are steps of the tokenizer under ZeRO 1 and 2, and of the transformer under ZeRO 3, which the
-tokenizer refuses. Measurements run in alternating rounds, each with its own seed. A prediction is that of the
-batches which are drawn in the measured steps. A row passes if the median of its rounds is within 15 % of the
-prediction's median. All rows are shown, including failed ones.
+width. They are steps of the transformer under ZeRO 1, 2 and 3, and of the tokenizer, which refuses ZeRO 3,
+under ZeRO 1 and 2. Measurements run in alternating rounds, each with its own seed. A prediction is that of
+the batches which are drawn in the measured steps. A row passes if the median of its rounds is within 15 % of
+the prediction's median. All rows are shown, including failed ones.
 
 FILE is written after each run. The same command resumes an incomplete FILE and repeats the runs that failed.
-Exit codes: 0 all pass, 1 a miss or a failed run. Takes about 20 minutes on two idle cores.
+Exit codes: 0 all pass, 1 a miss or a failed run. Takes about 25 minutes on two idle cores.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,8 +42,8 @@ from cat_fast.processes.signals import run_command
 
 TOLERANCE = 0.15
 ROUNDS = 3
-STAGES = {"tokenizer": (1, 2), "transformer": (3,)}
-"""ZeRO stages by model; runs on one process use the first."""
+STAGES = {"tokenizer": {1: 1, 2: 1}, "transformer": {1: 1, 2: 1, 3: 3}}
+"""By model and predicted ZeRO stage: the stage of the runs on one process that give its parameters."""
 KNOWN: Sequence[Setting] = (
     *(TokenizerSetting(name=f"{ratio}x, 2 images", batch=2, shares={ratio: 1.0}) for ratio in RATIOS),
     *(TokenizerSetting(name=f"{ratio}x, 6 images", batch=6, shares={ratio: 1.0}) for ratio in RATIOS),
@@ -175,7 +176,11 @@ def predicted_pairs() -> list[tuple[Setting, int]]:
 
 def plan(rounds: int) -> list[Cell]:
     """Return all runs in their order."""
-    cells = [Cell(setting=setting, ranks=1, stage=STAGES[setting.model][0]) for setting in KNOWN]
+    cells = [
+        Cell(setting=setting, ranks=1, stage=stage)
+        for setting in KNOWN
+        for stage in sorted(set(STAGES[setting.model].values()))
+    ]
     pairs = predicted_pairs()
     for number in range(rounds):
         for setting, stage in pairs if number % 2 == 0 else reversed(pairs):
@@ -220,20 +225,21 @@ def report(
     Raises:
         UserError: a run on one process failed, or the link cannot be fitted.
     """
-    link, costs = fit_link(link_seconds), {}
-    for model in STAGES:
-        known = []
-        for cell in cells:
-            if cell.ranks == 1 and cell.setting.model == model:
-                if "error" in runs[cell.name]:
-                    raise UserError(f"{cell.name}: {runs[cell.name]['error']}; the same command repeats it")
-                known.append((cell.setting, size_of(cell.setting), runs[cell.name]["seconds"]))
-        costs[model] = fit_step(known, optimizer_seconds)
+    link = fit_link(link_seconds)
+    known: defaultdict[tuple[str, int], list[tuple[Setting, Size, float]]] = defaultdict(list)
+    for cell in cells:
+        if cell.ranks == 1:
+            if "error" in runs[cell.name]:
+                raise UserError(f"{cell.name}: {runs[cell.name]['error']}; the same command repeats it")
+            measured = cell.setting, size_of(cell.setting), runs[cell.name]["seconds"]
+            known[cell.setting.model, cell.stage].append(measured)
+    costs = {key: fit_step(measured, optimizer_seconds) for key, measured in known.items()}
     rows = []
     for setting, stage in predicted_pairs():
         own = [cell for cell in cells if (cell.setting, cell.stage, cell.ranks) == (setting, stage, RANKS)]
-        rows.append(_row(own, runs, size_of(setting), costs[setting.model], link))
-    steps = {model: asdict(cost) for model, cost in costs.items()}
+        cost = costs[setting.model, STAGES[setting.model][stage]]
+        rows.append(_row(own, runs, size_of(setting), cost, link))
+    steps = {f"{model}, ZeRO {stage}": asdict(cost) for (model, stage), cost in costs.items()}
     return {"steps": steps, "link": dict(link.costs), "rows": rows}
 
 

@@ -96,6 +96,7 @@ def scaling_validation(content: Content) -> list[str]:
     """Return predicted and measured milliseconds of steps on two processes."""
     rows = [
         (
+            row["model"],
             row["configuration"],
             f"{row['stage']}",
             f"{row['predicted'] * 1e3:.1f}",
@@ -105,7 +106,7 @@ def scaling_validation(content: Content) -> list[str]:
         )
         for row in content["rows"]
     ]
-    header = ("configuration", "ZeRO", "predicted, ms", "measured, ms", "error", "within 15 %")
+    header = ("model", "configuration", "ZeRO", "predicted, ms", "measured, ms", "error", "within 15 %")
     return [markdown(header, rows)]
 
 

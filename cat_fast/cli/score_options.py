@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-_SCORERS, _CAPTIONERS = "Scorer", "Captioner of images"
+_SCORERS, CAPTIONERS_PANEL = "Scorer", "Captioner of images"
 
 ScorerOption = Annotated[
     str | None,
@@ -108,7 +108,7 @@ CaptionerOption = Annotated[
         " captions or classes; vlm is a vision-language model by transformers, endpoint one behind an"
         " OpenAI-compatible URL: both also write captions where there are none.",
         show_default=False,
-        rich_help_panel=_CAPTIONERS,
+        rich_help_panel=CAPTIONERS_PANEL,
     ),
 ]
 CaptionerModelOption = Annotated[
@@ -117,7 +117,7 @@ CaptionerModelOption = Annotated[
         metavar="NAME",
         help="Vision-language model: a name or folder (vlm), or the name at the endpoint.",
         show_default=False,
-        rich_help_panel=_CAPTIONERS,
+        rich_help_panel=CAPTIONERS_PANEL,
     ),
 ]
 CaptionerUrlOption = Annotated[
@@ -126,7 +126,7 @@ CaptionerUrlOption = Annotated[
         metavar="URL",
         help="URL of the endpoint, such as http://localhost:8000/v1.",
         show_default=False,
-        rich_help_panel=_CAPTIONERS,
+        rich_help_panel=CAPTIONERS_PANEL,
     ),
 ]
 CaptionerTemplateOption = Annotated[
@@ -135,7 +135,7 @@ CaptionerTemplateOption = Annotated[
         metavar="TEXT",
         help='Prompt of a model without a chat template (vlm), such as "USER: <image> {prompt} ASSISTANT:".',
         show_default=False,
-        rich_help_panel=_CAPTIONERS,
+        rich_help_panel=CAPTIONERS_PANEL,
     ),
 ]
 CaptionerBatchSizeOption = Annotated[
@@ -144,7 +144,7 @@ CaptionerBatchSizeOption = Annotated[
         min=1,
         help="Images per forward pass (vlm), or concurrent requests (endpoint).",
         show_default=False,
-        rich_help_panel=_CAPTIONERS,
+        rich_help_panel=CAPTIONERS_PANEL,
     ),
 ]
 QuestionsOption = Annotated[
@@ -153,6 +153,6 @@ QuestionsOption = Annotated[
         metavar="short|long|FILE",
         help="Caption in one sentence (default) or in detail, or a JSON file of prompts and questions.",
         show_default=False,
-        rich_help_panel=_CAPTIONERS,
+        rich_help_panel=CAPTIONERS_PANEL,
     ),
 ]

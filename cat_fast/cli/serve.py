@@ -6,6 +6,14 @@ from typing import Annotated
 import typer
 
 from cat_fast.cli.codec import DtypeOption, LinearBackendOption, TierOption
+from cat_fast.cli.score_options import (
+    CAPTIONERS_PANEL,
+    CaptionerModelOption,
+    CaptionerOption,
+    CaptionerTemplateOption,
+    CaptionerUrlOption,
+    QuestionsOption,
+)
 from cat_fast.errors import UserError
 
 _NEEDED = {
@@ -63,20 +71,38 @@ def serve(
     dtype: DtypeOption = "auto",
     linear_backend: LinearBackendOption = "auto",
     tier: TierOption = "exact",
+    captioner: CaptionerOption = None,
+    captioner_model: CaptionerModelOption = None,
+    captioner_url: CaptionerUrlOption = None,
+    captioner_template: CaptionerTemplateOption = None,
+    captioner_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable with the key of the captioner's endpoint.",
+            show_default=False,
+            rich_help_panel=CAPTIONERS_PANEL,
+        ),
+    ] = None,
+    questions: QuestionsOption = None,
 ) -> None:
     """Serve a pipeline over HTTP: OpenAI's images API, reconstructions, complexity, and a page at /.
 
     Requests share the steps of one engine, whatever their tokens, steps and guidance; their bits do not
     depend on each other. SIGTERM finishes the images in flight; a second one ends at once. Needs the extra
-    `serve`.
+    `serve`. Uploaded images without a description are scored by their pixels, or described first with
+    --captioner.
 
     Examples:
 
         cat-fast serve --pipeline nano
 
         cat-fast serve -p runs/demo/pipeline --host 0.0.0.0 --token-file token.txt --threads 8
+
+        cat-fast serve -p nano --captioner vlm --captioner-model llava-hf/llava-1.5-7b-hf
     """
     from cat_fast.complexity.extras import import_extra  # imports numpy
+    from cat_fast.complexity.image_scorers.loading import CaptionerOptions, load_captioner
 
     for module, package in _NEEDED.items():
         import_extra(module, package, "serve", "cat-fast serve")
@@ -109,9 +135,21 @@ def serve(
         torch.set_num_threads(threads)
     share_arenas()
     bound = bind(settings)  # a port in use is reported before the models are loaded
+    if captioner_key_env is not None and captioner != "endpoint":
+        raise UserError("--captioner-key-env: applies to --captioner endpoint")
+    of_captioner = CaptionerOptions(
+        model=captioner_model,
+        base_url=captioner_url,
+        questions=questions,
+        template=captioner_template,
+        device=None if device == "auto" else device,
+        api_key_env=captioner_key_env,
+    )
+    describes = load_captioner(captioner, of_captioner)
     target = find_device(device)
     with using(resolve(linear_backend)):
-        code = run(Service(load_pipeline(pipeline, target, find_dtype(dtype, target)), settings), bound)
+        loaded = load_pipeline(pipeline, target, find_dtype(dtype, target))
+        code = run(Service(loaded, settings, describes), bound)
     if code:
         raise typer.Exit(code)
 

@@ -116,17 +116,18 @@ def test_benchmarks_without_committed_results_have_tables(tmp_path):
     sizes = {"nano": checkpoints.summary([(1.0, 2.0, 10**6)])}
     write(tmp_path, "checkpoints", {"checkpoints": sizes})
     write(tmp_path, "startup", startup.measure(True, lambda command: 1.5))
-    row = {"configuration": "another mix", "stage": 2, "predicted": 0.5, "measured": 0.4, "error": 0.25}
-    failed = {"configuration": "another width", "stage": 3, "predicted": 0.5, "failed": "out of memory"}
-    write(tmp_path, "scaling_validation", {"rows": [one | {"within": False} for one in (row, failed)]})
+    base = {"model": "transformer", "predicted": 0.5, "within": False}
+    row = base | {"configuration": "another mix", "stage": 2, "measured": 0.4, "error": 0.25}
+    failed = base | {"configuration": "another width", "stage": 3, "failed": "out of memory"}
+    write(tmp_path, "scaling_validation", {"rows": [row, failed]})
     write(tmp_path, "loader", {"cases": {"old": {"right": True}}})
     text, _ = made(tmp_path, tmp_path)
     assert "| cat_xl | bf16 | 4 | 2 (2 to 2) | 2 | 512 | 2,000 | 4,000 | 3 | no known peak |" in text
     assert "| generate.mix | bf16 | 1 | 5 (5 to 5) | 0.2 |  | 20,000 | 4,000 |  | no known peak |" in text
     assert "| nano | 1 | 1 | 2 | 1 | 0.5 |" in text
     assert "| `cat-fast info` | 1.5 (1.5 to 1.5) |" in text
-    assert "| another mix | 2 | 500.0 | 400.0 | +25% | MISS |" in text
-    assert "| another width | 3 | 500.0 | FAILED |  | MISS |" in text
+    assert "| transformer | another mix | 2 | 500.0 | 400.0 | +25% | MISS |" in text
+    assert "| transformer | another width | 3 | 500.0 | FAILED |  | MISS |" in text
     assert "The file has another format (KeyError: 'ratios'); measure again." in text
     assert "| packing | missing |" in text
 

@@ -47,6 +47,8 @@ COMMUNICATION = {  # ms: three all-reduces of 4 bytes, one of 4 MB or a reduce-s
     2: 0.3 + 0.1 + 4 + 0.1 + 2,
     3: 0.3 + 0.1 + 6 + 0.1 + 2,
 }
+GATHERING = 7
+"""Milliseconds of a step that ZeRO 3 adds on one process."""
 PARAMETERS = 5 - 2 / 2
 """Milliseconds per million parameters: two ranks share the optimizer's 2 ms."""
 
@@ -62,7 +64,7 @@ def toy_size(setting) -> Size:
 
 
 def one_process(cell: Cell) -> float:
-    return ONE_PROCESS[cell.setting.name] / 1e3
+    return (ONE_PROCESS[cell.setting.name] + (GATHERING if cell.stage == 3 else 0)) / 1e3
 
 
 def unseen(name: str):
@@ -73,23 +75,28 @@ def test_a_prediction_is_the_time_that_the_formulas_give_by_hand():
     cells = plan(rounds=1)
     runs = {cell.name: {"seconds": one_process(cell) if cell.ranks == 1 else 1.0} for cell in cells}
     found = report(cells, runs, COLLECTIVES, OPTIMIZER, toy_size)
-    assert found["steps"]["tokenizer"]["per_flop"] == pytest.approx(20e-12, rel=1e-3)
-    assert found["steps"]["transformer"]["sharded"] == pytest.approx(2e-9, rel=1e-3)
+    assert found["steps"]["tokenizer, ZeRO 1"]["per_flop"] == pytest.approx(20e-12, rel=1e-3)
+    for stage in (1, 3):
+        assert found["steps"][f"transformer, ZeRO {stage}"]["sharded"] == pytest.approx(2e-9, rel=1e-3)
     assert found["link"]["reduce_scatter"] == pytest.approx((1e-4, 1.5e-9), rel=1e-3)
-    predicted = {(row["configuration"], row["stage"]): 1e3 * row["predicted"] for row in found["rows"]}
-    for stage, (batch, width) in {1: (4 * 24, 48), 2: (4 * 24, 48), 3: (40, 20)}.items():
+    predicted = {
+        (row["model"], row["configuration"], row["stage"]): 1e3 * row["predicted"] for row in found["rows"]
+    }
+    images, tokens = ("tokenizer", 4 * 24, 48), ("transformer", 40, 20)
+    for (model, batch, width), stage in ((images, 1), (images, 2), (tokens, 1), (tokens, 2), (tokens, 3)):
         talking = COMMUNICATION[stage]
-        expected = 20 + batch + PARAMETERS + talking
-        assert predicted["another batch", stage] == pytest.approx(expected, rel=1e-3)
+        extra = GATHERING if stage == 3 else 0
+        expected = 20 + extra + batch + PARAMETERS + talking
+        assert predicted[model, "another batch", stage] == pytest.approx(expected, rel=1e-3)
         # four times the FLOPs, parameters and bytes
-        expected = 20 + 4 * width + 4 * PARAMETERS + 4 * (talking - 0.5) + 0.5
-        assert predicted["another width", stage] == pytest.approx(expected, rel=1e-3)
+        expected = 20 + extra + 4 * width + 4 * PARAMETERS + 4 * (talking - 0.5) + 0.5
+        assert predicted[model, "another width", stage] == pytest.approx(expected, rel=1e-3)
     draws = unseen("another mix").draws(2, 0)
     slow = sum(((8, 4),) in draw for draw in draws)
     assert 0 < slow < len(draws)
     computing = (slow * 160 + (len(draws) - slow) * 80) / len(draws)
     expected = 20 + computing + PARAMETERS + COMMUNICATION[1]
-    assert predicted["another mix", 1] == pytest.approx(expected, rel=1e-3)
+    assert predicted["tokenizer", "another mix", 1] == pytest.approx(expected, rel=1e-3)
 
 
 def test_rows_show_misses_and_failed_runs():
@@ -108,20 +115,26 @@ def test_rows_show_misses_and_failed_runs():
     measure(cells, runs, run, lambda: saved.append(len(runs)))
     assert saved == list(range(1, len(cells) + 1))
     rows = report(cells, runs, COLLECTIVES, OPTIMIZER, toy_size)["rows"]
-    found = {(row["configuration"], row["stage"]): row for row in rows}
-    assert len(rows) == 9
-    assert found["another batch", 1]["within"]
-    assert len(found["another batch", 1]["rounds"]) == 3
-    assert not found["another batch", 2]["within"]
-    assert line(found["another batch", 2]).endswith("(-17%) MISS")
-    assert line(found["another width", 3]).endswith("FAILED: failed on rank 1: out of memory")
+    found = {(row["model"], row["configuration"], row["stage"]): row for row in rows}
+    assert len(rows) == 3 * 2 + 3 * 3
+    first = found["tokenizer", "another batch", 1]
+    assert first["within"]
+    assert len(first["rounds"]) == 3
+    second = found["tokenizer", "another batch", 2]
+    assert not second["within"]
+    assert line(second).endswith("(-17%) MISS")
+    assert line(found["transformer", "another width", 3]).endswith("FAILED: failed on rank 1: out of memory")
 
 
 def test_rounds_alternate_and_have_their_own_draws():
     two = [cell for cell in plan(3) if cell.ranks == 2]
-    order = [(cell.setting.name, cell.stage) for cell in two]
-    assert order[:9] == order[9:18][::-1] == order[18:]
-    assert {stage for _, stage in order} == {1, 2, 3}
+    order = [(cell.setting.model, cell.setting.name, cell.stage) for cell in two]
+    assert order[:15] == order[15:30][::-1] == order[30:]
+    changes = ("another batch", "another mix", "another width")
+    wanted = {"tokenizer": (1, 2), "transformer": (1, 2, 3)}
+    assert set(order[:15]) == {
+        (model, name, stage) for model, stages in wanted.items() for name in changes for stage in stages
+    }
     assert not {cell.setting.name for cell in two} & {setting.name for setting in KNOWN}
     mix = unseen("another mix")
     assert mix.draws(2, 0) != mix.draws(2, 1)

@@ -1,10 +1,12 @@
 """`cat-fast serve`: refusals before it listens, and its end."""
 
+import errno
 import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import pytest
 import uvicorn
 
 from cat_fast.cli import serve as module
+from cat_fast.errors import UserError
 from cat_fast.inference.server.run import _address, _Server, bind
 from cat_fast.inference.server.settings import ServerSettings
 from tests.cli.conftest import assert_one_line_error
@@ -41,6 +44,28 @@ def test_a_port_in_use(cat_fast, tmp_path):
         port = taken.getsockname()[1]
         result = cat_fast("serve", "-p", tmp_path, "--port", port)
     assert_one_line_error(result, f"cannot listen on 127.0.0.1:{port}", "the port is in use", "--port")
+
+
+def test_a_machine_without_ipv6(monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    with pytest.raises(UserError, match=r"cannot listen on \[::1\]:8000: Address family not supported"):
+        bind(ServerSettings(name="a server", host="::1"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--captioner", "eyes"), "--captioner eyes: expected one of"),
+        (("--captioner", "vlm"), "--captioner vlm: --captioner-model is missing"),
+        (("--captioner-model", "a"), "--captioner-model: applies to --captioner vlm or endpoint"),
+        (("--captioner-key-env", "KEY"), "--captioner-key-env: applies to --captioner endpoint"),
+    ],
+)
+def test_options_of_the_captioner_are_checked(cat_fast, options, message):
+    assert_one_line_error(cat_fast("serve", "-p", "nano", "--port", 0, *options), message)
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1:8000"), ("::1", "[::1]:8000")])

@@ -93,11 +93,9 @@ def load_image_scorer(
                 f"--scorer {UNIFIED}: --captioner is missing; name the model that describes and scores with"
                 " --captioner vlm or endpoint"
             )
-        if unused := [*options.given()]:
-            raise UserError(f"{flag_of(unused[0])}: applies to --captioner vlm or endpoint")
+        _require_no_options(options)
         return _load_pixels(scorer or DEFAULT_IMAGE_SCORER, jpeg_thresholds or JPEG_THRESHOLDS)
-    if captioner not in CAPTIONERS:
-        raise UserError(f"--captioner {captioner}: expected one of {', '.join(CAPTIONERS)}")
+    _require_known(captioner)
     if scorer in PIXEL_SCORERS:
         raise UserError(
             f"--captioner {captioner}: --scorer {scorer} reads no description; leave one of them out"
@@ -117,6 +115,20 @@ def load_image_scorer(
     return CaptionedScorer(_load_captioner(captioner, options), text_scorer)
 
 
+def load_captioner(name: str | None, options: CaptionerOptions) -> Captioner | None:
+    """Return a captioner, one of `CAPTIONERS`, loaded; None without a name.
+
+    Raises:
+        UserError: the name is unknown, an option is missing or not used, or the model cannot be loaded.
+    """
+    if name is None:
+        _require_no_options(options)
+        return None
+    _require_known(name)
+    _check_options(name, options)
+    return _load_captioner(name, options)
+
+
 def _load_pixels(name: str, jpeg_thresholds: JpegThresholds) -> ImageScorer:
     if name == "image_student":
         from cat_fast.complexity.image_scorers.student.scorer import image_student
@@ -125,6 +137,16 @@ def _load_pixels(name: str, jpeg_thresholds: JpegThresholds) -> ImageScorer:
     from cat_fast.complexity.image_scorers.jpeg import JpegScorer
 
     return JpegScorer(jpeg_thresholds)
+
+
+def _require_known(captioner: str) -> None:
+    if captioner not in CAPTIONERS:
+        raise UserError(f"--captioner {captioner}: expected one of {', '.join(CAPTIONERS)}")
+
+
+def _require_no_options(options: CaptionerOptions) -> None:
+    if unused := [*options.given()]:
+        raise UserError(f"{flag_of(unused[0])}: applies to --captioner vlm or endpoint")
 
 
 def _check_options(captioner: str, options: CaptionerOptions) -> None:

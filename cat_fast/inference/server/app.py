@@ -13,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 
 from cat_fast import __version__
 from cat_fast.complexity import Description
+from cat_fast.complexity.image_score import GivenLabels
 from cat_fast.inference.server import errors, generation, images
 from cat_fast.inference.server.errors import ApiError
 from cat_fast.inference.server.limits import Limits
@@ -102,9 +103,9 @@ def create_app(service: Service) -> FastAPI:
     ) -> JSONResponse:
         def work(data: bytes) -> dict[str, Any]:
             read = images.read_image(data)
-            given = description.strip() if description else ""
-            described = Description(given, has_text, has_faces) if given else None
-            return images.reconstruct(service, read, described)
+            caption = description.strip() if description else ""
+            given = GivenLabels(caption=caption, has_text=has_text, has_faces=has_faces)
+            return images.reconstruct(service, read, given)
 
         for name in await request.form():
             if name not in _UPLOAD_FIELDS:

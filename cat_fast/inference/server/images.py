@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cat_fast.complexity import Description, Score, default_scorer, require_scores
 from cat_fast.complexity.contributions import contributions
+from cat_fast.complexity.image_score import GivenLabels
 from cat_fast.complexity.image_scorers.student.scorer import image_student
 from cat_fast.data.images.io import READABLE_FORMATS, decode_image, image_to_tensor, resize_center_crop
 from cat_fast.errors import UserError
@@ -68,13 +69,19 @@ def image_complexity(service: Service, image: Image.Image) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def reconstruct(service: Service, image: Image.Image, description: Description | None) -> dict[str, Any]:
-    """Return an image's complexity and its reconstructions at every ratio."""
+def reconstruct(service: Service, image: Image.Image, given: GivenLabels) -> dict[str, Any]:
+    """Return an image's complexity and its reconstructions at every ratio.
+
+    Args:
+        given: description and flags that the client sent.
+    """
+    description, error = service.describe_image(image, given)
     found = (
         image_complexity(service, image)
         if description is None
         else complexity(service, description, explain=True)
     )
+    found["description_error"] = error
     pipeline = service.pipeline
     vae: Any = pipeline.vae
     cropped = image_to_tensor(resize_center_crop(image, pipeline.resolution))
@@ -85,14 +92,14 @@ def reconstruct(service: Service, image: Image.Image, description: Description |
         with service.engine.stages.vae_lock, upcast(vae):
             x = cropped[None].to(vae.device, vae.dtype)
             decoded = vae.decode(vae.encode(x, ratio).latent_dist.mode(), ratio).sample[0].float().cpu()
-        error = (decoded.clamp(-1, 1) - cropped).square().mean()
+        squared_error = (decoded.clamp(-1, 1) - cropped).square().mean()
         tokens = service.tokens_of(ratio)
         found["reconstructions"].append(
             {
                 "ratio": ratio,
                 "tokens": tokens,
                 "flops_per_step": flops.of(tokens),
-                "psnr": float(10 * torch.log10(4 / error.clamp(min=1e-10))),
+                "psnr": float(10 * torch.log10(4 / squared_error.clamp(min=1e-10))),
                 "b64_json": encode_tensor(decoded),
             }
         )

@@ -59,16 +59,17 @@ def bind(settings: ServerSettings) -> socket.socket:
     """Return a socket that listens on the server's address, so that no other server can.
 
     Raises:
-        UserError: the port is in use, or the address is not one of this machine.
+        UserError: the port is in use, the address is not one of this machine, or IPv6 is not supported.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((settings.host, settings.port))
-        bound.listen()
+        with contextlib.ExitStack() as on_error:
+            bound = on_error.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((settings.host, settings.port))
+            bound.listen()
+            on_error.pop_all()
     except OSError as error:
-        bound.close()
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         raise UserError(
             f"cannot listen on {_address(settings.host, settings.port)}: {reason};"

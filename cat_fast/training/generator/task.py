@@ -87,7 +87,7 @@ class GeneratorTask:
 
     def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
-        self.latents = on_each(lambda: _load_latents(config), ranks)
+        self.latents = on_each(lambda: _load_latents(config, ranks), ranks)
         same = ranks.broadcast(self.latents.digest) == self.latents.digest
         different = UserError("data.latents differ from those of rank 0: all ranks must see the same files")
         raise_together(None if same else different, ranks)
@@ -394,7 +394,7 @@ def _spending_notice(latents: LatentDataset) -> str | None:
     return spending_notice(latents.origins, ratios, latents.resolution)
 
 
-def _load_latents(config: GeneratorRun) -> LatentDataset:
+def _load_latents(config: GeneratorRun, ranks: Ranks) -> LatentDataset:
     """Load the run's latents; raise a UserError if `data.tokenizer` is set and they are of another one."""
     data = config.data
     fingerprint = scale = None
@@ -402,7 +402,8 @@ def _load_latents(config: GeneratorRun) -> LatentDataset:
         tokenizer = load_tokenizer(Path(data.tokenizer), "cpu")
         fingerprint, scale = tokenizer.latents_fingerprint(), latent_scale(tokenizer)
     normalized = read_normalization(data.normalized)
-    return LatentDataset(data.latents, fingerprint, normalized=normalized, tokenizer_scale=scale)
+    part = ranks.rank, ranks.world_size
+    return LatentDataset(data.latents, fingerprint, normalized=normalized, tokenizer_scale=scale, part=part)
 
 
 def _check_ratios(config: GeneratorRun, latents: LatentDataset, ratios: list[int]) -> None:

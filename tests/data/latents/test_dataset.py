@@ -219,6 +219,13 @@ def test_a_shard_with_changed_content_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"shard-00002\.safetensors is damaged"):
         dataset[9]
     LatentDataset(tmp_path, verify=False)[9]
+    for rank in range(2):  # one of two ranks finds it
+        shared = LatentDataset(tmp_path, part=(rank, 2))
+        if rank == 0:
+            with pytest.raises(UserError, match=r"shard-00002\.safetensors is damaged"):
+                shared[9]
+        else:
+            shared[9]
 
 
 def test_latents_of_another_tokenizer_are_rejected(tmp_path):

@@ -166,7 +166,8 @@ def test_a_dropped_image_is_scored_and_compared_with_its_reconstructions(page):
     page.wait_for_selector("#three figure:nth-child(3) img")
     assert page.locator("#three .chosen").count() == 1
     found = facts(page, "image-facts")
-    assert "no captioner" in found["description"]
+    assert found["description"] == "none; the pixels were scored"
+    expect(page.locator("#caption-note")).to_contain_text("no captioner")
     assert re.fullmatch("[1-9] of 9", found["score"])
     assert re.fullmatch(r"\d+ %", found["confidence"])
     assert "lowered by textures and parts" in found["reasons"]

@@ -1,0 +1,82 @@
+"""Uploads that a captioner describes, with a captioner that records what it sees."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from cat_fast.complexity import Description
+from cat_fast.complexity.captioners.base import DescriptionFailure
+from cat_fast.errors import UserError
+from cat_fast.inference.server.app import create_app
+from cat_fast.inference.server.service import Service
+from cat_fast.inference.server.settings import RECONSTRUCTIONS, ServerSettings
+from tests.inference.server.conftest import png
+
+
+class Captioner:
+    name, version, writes_captions = "a captioner", "1", True
+
+    def __init__(self):
+        self.seen, self.failure = [], None
+
+    def describe_many(self, images, captions=None):
+        self.seen += [(image.size, caption) for image, caption in zip(images, captions, strict=True)]
+        if isinstance(self.failure, Exception):
+            raise self.failure
+        if self.failure is not None:
+            return [self.failure for _ in images]
+        return [Description(caption or "a red chair", True, False) for caption in captions]
+
+
+@pytest.fixture
+def captioner():
+    return Captioner()
+
+
+@pytest.fixture
+def upload(text_pipeline, captioner):
+    service = Service(text_pipeline, ServerSettings(name="tiny", port=0, max_tokens=128), captioner)
+    client = TestClient(create_app(service), raise_server_exceptions=False)
+    details = client.get("/v1/models").json()["data"][0]["details"]
+    assert details["captioner"] == "a captioner"
+
+    def post(**fields):
+        reply = client.post(RECONSTRUCTIONS, files={"image": ("x.png", png())}, data=fields)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    return post
+
+
+def labels(found):
+    return found["description"], found["has_text"], found["has_faces"], found["description_error"]
+
+
+def test_an_upload_without_a_description_gets_one(upload, captioner):
+    found = upload()
+    assert labels(found) == ("a red chair", True, False, None)
+    assert found["scorer"] != "image_student"
+    assert captioner.seen == [((80, 60), None)]
+
+
+def test_what_the_client_sent_is_kept(upload, captioner):
+    assert labels(upload(description="a crowd", has_text="false")) == ("a crowd", False, False, None)
+    assert captioner.seen == [((80, 60), "a crowd")]
+    found = upload(description="a crowd", has_text="false", has_faces="true")
+    assert labels(found) == ("a crowd", False, True, None)
+    assert len(captioner.seen) == 1
+
+
+@pytest.mark.parametrize("failure", [DescriptionFailure("no answer"), UserError("no answer")])
+def test_the_pixels_are_scored_if_the_captioner_fails(upload, captioner, failure):
+    captioner.failure = failure
+    found = upload()
+    assert labels(found) == (None, None, None, "no answer")
+    assert found["scorer"] == "image_student"
+    assert labels(upload(description="a crowd"))[::3] == ("a crowd", "no answer")
+
+
+def test_detectors_are_not_called_without_a_description(upload, captioner):
+    captioner.writes_captions = False
+    assert labels(upload()) == (None, None, None, None)
+    assert captioner.seen == []
+    assert labels(upload(description="a crowd")) == ("a crowd", True, False, None)
