@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import socket
@@ -241,6 +242,34 @@ def test_metrics_and_readiness(client, service):
     assert state["bits_independent_of_neighbours"] is True
     assert state["self_test"]["rows"] >= 16
     assert (state["decode_tier"], state["linear_backend"]) == ("exact", "mkl")
+
+
+def test_errors_of_predictions_are_shown_apart_for_images_that_share_the_engine(text_pipeline):
+    service = make_service(text_pipeline)
+    app = create_app(service)
+
+    def draw():
+        return TestClient(app).post(GENERATIONS, json=BODY).status_code
+
+    def shown():
+        text = TestClient(app).get("/metrics").text
+        found = re.findall(r'^cat_fast_prediction_error\{load="(\w+)"\} (\S+)$', text, re.M)
+        return {load: float(error) for load, error in found}
+
+    assert draw() == 200
+    assert shown().keys() == {"alone"}
+    both_queued = threading.Event()
+    service.engine.on_step = lambda _: both_queued.wait(60)
+    with ThreadPoolExecutor(2) as pool:
+        replies = [pool.submit(draw) for _ in range(2)]
+        while service.engine.statistics.submitted < 3:
+            time.sleep(0.01)
+        both_queued.set()
+        assert [reply.result() for reply in replies] == [200, 200]
+    service.drain()
+    errors = shown()
+    assert errors.keys() == {"alone", "shared"}
+    assert 0 <= errors["shared"] < math.inf
 
 
 def test_the_decoder_is_compiled_under_its_lock_before_the_server_is_ready(text_pipeline, monkeypatch):
