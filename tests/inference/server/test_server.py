@@ -29,6 +29,7 @@ from cat_fast.inference.server.schemas import GenerationBody
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import GENERATIONS, RECONSTRUCTIONS, ServerSettings
 from tests.fake_compiler import compile_to
+from tests.inference.engine.mixes import tiny_pipeline
 from tests.inference.server.conftest import BODY, TOKEN, listening, make_service, png
 
 
@@ -64,6 +65,22 @@ def test_steps_and_guidance_default_to_those_of_the_pipeline(service):
     (request,) = generation.plan(service, GenerationBody(prompt="a red house")).requests
     assert request.num_inference_steps == service.pipeline.default_steps
     assert request.guidance_scale == service.pipeline.default_guidance
+
+
+def test_a_flow_is_drawn_with_euler_steps_by_default(encoder):
+    pipeline = tiny_pipeline(encoder, prediction="flow")
+    service = make_service(pipeline)
+    client = TestClient(create_app(service))
+    assert service.default_scheduler == "euler"
+    reply = client.post(GENERATIONS, json=BODY)
+    assert reply.status_code == 200, reply.text
+    requests = pipeline.plan(["a red house"], seed=5)
+    (drawn,) = pipeline.draw(requests, num_inference_steps=3, scheduler="euler")
+    assert np.array_equal(np.asarray(image_of(reply.json()["data"][0])), np.asarray(drawn))
+    refused = client.post(GENERATIONS, json=BODY | {"scheduler": "ddim"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "scheduler")
+    assert client.get("/").status_code == 200
+    service.drain()
 
 
 def test_a_prompt_is_scored_once_for_ratio_and_queue(service, monkeypatch):
