@@ -1,12 +1,12 @@
-"""The committed results of serving: every schedule was tuned and measured, and the goals are reached."""
-
-import json
+"""The committed results of serving: schedules are tuned and measured, goals reached, promises kept."""
 
 import pytest
 
-from benchmarks.shared.committed import committed
+from benchmarks.shared.committed import committed, read
 
-MEASURED = json.loads(committed("serving").read_text(encoding="utf-8"))
+MEASURED, PREDICTED, LOAD_TEST, SOAK = (
+    read(committed(name)) for name in ("serving", "serving_simulation", "serving_load", "serving_soak")
+)
 LOADS = [(mix, load) for mix, loads in MEASURED["mixes"].items() for load in loads]
 BUDGETS = {
     "dynamic_batching": 4,
@@ -18,6 +18,25 @@ BUDGETS = {
 """Number of row budgets tried; the engine's are at least the rows of the largest request."""
 COLUMNS = {"images_per_second", "p50", "p95", "p99", "within_three_times_alone", "longest_wait", "fill"}
 PATIENCE = 32
+PREDICTED_GOALS = {
+    "0.8": {
+        "share within three times alone over dynamic_batching": 1.5,
+        "share within three times alone over fifo_step_batching": 1.5,
+        "share within three times alone over deficit_round_robin": 1.15,
+        "p50 over dynamic_batching": 0.6,
+        "p50 over fifo_step_batching": 0.6,
+        "p95 over dynamic_batching": 0.6,
+        "p95 over fifo_step_batching": 0.6,
+        "p99 of the FIFO order over fifo_step_batching": 1.0,
+    },
+    "2": {
+        "throughput over dynamic_batching": 1.1,
+        "throughput over fifo_step_batching": 2.0,
+        "throughput over deficit_round_robin": 1.3,
+        "share of the FLOP bound": 0.9,
+        "fill while requests wait": 0.9,
+    },
+}
 
 
 def test_every_load_is_measured_or_named_as_missing():
@@ -57,3 +76,36 @@ def test_goals_are_reached():
         if not goal["met"]
     }
     assert missed == set()
+
+
+def test_predicted_goals_are_reached():
+    assert PREDICTED["kind"] == "predicted"
+    found = {
+        (mix, load): result["goals"]
+        for mix, loads in PREDICTED["mixes"].items()
+        for load, result in loads.items()
+    }
+    assert found.keys() == {("cat", load) for load in ("0.5", "0.8", "1", "2")} | {("dataset_c", "0.8")}
+    for (mix, load), goals in found.items():
+        limits = {name: goal["goal"] for name, goal in goals.items()}
+        assert limits == PREDICTED_GOALS.get(load, {}), (mix, load)
+        assert {name for name, goal in goals.items() if not goal["met"]} == set(), (mix, load)
+
+
+def test_the_load_test_keeps_its_promises():
+    assert LOAD_TEST["broken"] == []
+    assert LOAD_TEST["settings"]["requests"] >= 300
+    assert LOAD_TEST["before_sigterm"]["unfinished"] > 0
+    assert LOAD_TEST["exit_code"] == LOAD_TEST["totals"]["failed"] == LOAD_TEST["totals"]["lost"] == 0
+    assert LOAD_TEST["health_p99_seconds"] < 0.1
+    assert LOAD_TEST["ready_seconds"] <= 20
+    assert LOAD_TEST["resident_bytes"] <= 2 << 30
+
+
+def test_the_soak_keeps_its_promises():
+    assert SOAK["broken"] == []
+    assert SOAK["settings"]["minutes"] >= 10
+    assert SOAK["growth_bytes"] < 20_000_000
+    assert SOAK["exit_code"] == SOAK["totals"]["failed"] == SOAK["totals"]["lost"] == 0
+    assert SOAK["outcomes"]["valid"].keys() == {"image"}
+    assert SOAK["outcomes"]["upload"].keys() == {"reconstructions"}

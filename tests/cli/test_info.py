@@ -41,6 +41,16 @@ def test_the_use_of_cuda_graphs_is_stated(cat_fast, monkeypatch, device, gpus, e
     assert expected in cat_fast("info").stdout
 
 
+@pytest.mark.parametrize(
+    ("block", "expected"), [(16, "independent in blocks of 16 rows"), (None, "dependent")]
+)
+def test_whether_bits_depend_on_neighbours_is_stated(cat_fast, monkeypatch, block, expected):
+    blocks = {"float32": block, "bfloat16": 8}
+    monkeypatch.setattr("cat_fast.cli.info._row_invariant_blocks", lambda: ("mkl", blocks))
+    line = f"matrix products of a row and its neighbours, with mkl: float32 {expected}, bfloat16 independent"
+    assert line in " ".join(cat_fast("info").stdout.split())
+
+
 def test_table_has_the_reason_why_a_backend_is_inactive(cat_fast, monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
     output = cat_fast("info").stdout

@@ -188,3 +188,17 @@ def post(address, body):
         return urllib.request.urlopen(request, timeout=60).status
     except OSError:
         return 0
+
+
+@pytest.mark.parametrize("failing", ["server.service.self_test", "engine.cost.CostModel.calibrate"])
+def test_a_pipeline_that_fails_its_self_test_or_calibration(cat_fast, tmp_path, monkeypatch, failing):
+    def fail(*_):
+        raise RuntimeError("a product\noverflows")
+
+    monkeypatch.setattr(f"cat_fast.inference.{failing}", fail)
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    options = ("--port", 0, "--device", "cpu", "--linear-backend", "mkl", "--max-tokens", 128)
+    result = cat_fast("serve", "-p", tmp_path / "pipeline", *options)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.partition("serving pipeline on ")[2].splitlines()
+    assert lines[1:] == ["error: pipeline cannot be served: a product overflows"]

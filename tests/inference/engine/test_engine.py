@@ -587,13 +587,14 @@ def test_an_image_at_a_coarser_ratio_has_the_guidance_of_that_ratio(pipeline):
 
 
 class SlowDecoder(Stages):
-    """Stages whose decoder waits for `released`."""
+    """Stages whose decoder sets `started`, then waits for `released`."""
 
     def __init__(self, pipeline):
         super().__init__(pipeline)
-        self.released = threading.Event()
+        self.started, self.released = threading.Event(), threading.Event()
 
     def decode(self, latents, ratio):
+        self.started.set()
         self.released.wait(60)
         return super().decode(latents, ratio)
 
@@ -623,6 +624,20 @@ def test_images_that_wait_for_the_decoder_count(pipeline):
             stages.released.set()
     assert [handle.status for handle in handles] == ["finished"] * 2
     assert engine.unfinished == 0
+
+
+def test_requests_run_to_their_end_while_the_decoder_is_busy(pipeline):
+    stages = SlowDecoder(pipeline)
+    with PackedEngine(pipeline, 64, stages=stages) as engine:
+        decoded = engine.submit(request(decode=True))
+        try:
+            assert stages.started.wait(30)
+            other = engine.submit(request(seed=1)).result(timeout=30)
+            assert other.record.steps_done == 3
+            assert decoded.status == "decoding"
+        finally:
+            stages.released.set()
+    assert decoded.status == "finished"
 
 
 def test_images_that_move_to_the_decoder_count_once(pipeline):

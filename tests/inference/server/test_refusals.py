@@ -6,6 +6,7 @@ import threading
 import zlib
 
 import pytest
+from PIL import ImageFile, WebPImagePlugin
 from starlette.testclient import TestClient
 
 from cat_fast.errors import UserError
@@ -38,6 +39,20 @@ def header_of_png(width, height):
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(1 + 3 * width))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def header_of_jpeg(width, height):
+    """Return a JPEG file whose header claims another size."""
+    data = png(format="JPEG")
+    at = data.index(b"\xff\xc0\x00\x11\x08") + 5  # after marker, length and precision of the frame
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+def header_of_webp(width, height):
+    """Return a WebP file whose header claims another size."""
+    data = png(format="WEBP")
+    at = data.index(b"\x9d\x01\x2a") + 3  # after the start code of the key frame
+    return data[:at] + struct.pack("<HH", width, height) + data[at + 4 :]
 
 
 def body(**changes):
@@ -231,10 +246,24 @@ def test_messages_of_refusals(services):
     for given, send, words in (
         ({"classes": True}, body(), "the closest are ['0', '1', '2']"),
         ({"max_queue": 2}, body(n=3), "3 images at once can never fit the queue, which holds 2"),
-        ({}, upload(header_of_png(8020, 5000)), "8020 x 5000 pixels is more than"),
         ({"max_queue": 2, "occupied": True}, body(n=2), "1 requests are unfinished, the limit is 2"),
     ):
         assert words in send(TestClient(create_app(services(given)))).json()["error"]["message"]
+
+
+@pytest.mark.parametrize("header", [header_of_png, header_of_jpeg, header_of_webp])
+def test_images_of_too_many_pixels_are_refused_by_their_headers(services, monkeypatch, header):
+    client, data, decoded = TestClient(create_app(services({}))), header(8020, 5000), []
+
+    def record(image):
+        decoded.append(image)
+
+    for kind in (ImageFile.ImageFile, WebPImagePlugin.WebPImageFile):
+        monkeypatch.setattr(kind, "load", record)
+    reply = upload(data)(client)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_image")
+    assert "8020 x 5000 pixels is more than" in reply.json()["error"]["message"]
+    assert decoded == []
 
 
 def test_what_is_allowed_where_others_are_refused(services):

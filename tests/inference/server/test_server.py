@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import socket
@@ -28,6 +29,7 @@ from cat_fast.inference.server.schemas import GenerationBody
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import GENERATIONS, RECONSTRUCTIONS, ServerSettings
 from tests.fake_compiler import compile_to
+from tests.inference.engine.mixes import tiny_pipeline
 from tests.inference.server.conftest import BODY, TOKEN, listening, make_service, png
 
 
@@ -63,6 +65,22 @@ def test_steps_and_guidance_default_to_those_of_the_pipeline(service):
     (request,) = generation.plan(service, GenerationBody(prompt="a red house")).requests
     assert request.num_inference_steps == service.pipeline.default_steps
     assert request.guidance_scale == service.pipeline.default_guidance
+
+
+def test_a_flow_is_drawn_with_euler_steps_by_default(encoder):
+    pipeline = tiny_pipeline(encoder, prediction="flow")
+    service = make_service(pipeline)
+    client = TestClient(create_app(service))
+    assert service.default_scheduler == "euler"
+    reply = client.post(GENERATIONS, json=BODY)
+    assert reply.status_code == 200, reply.text
+    requests = pipeline.plan(["a red house"], seed=5)
+    (drawn,) = pipeline.draw(requests, num_inference_steps=3, scheduler="euler")
+    assert np.array_equal(np.asarray(image_of(reply.json()["data"][0])), np.asarray(drawn))
+    refused = client.post(GENERATIONS, json=BODY | {"scheduler": "ddim"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "scheduler")
+    assert client.get("/").status_code == 200
+    service.drain()
 
 
 def test_a_prompt_is_scored_once_for_ratio_and_queue(service, monkeypatch):
@@ -241,6 +259,34 @@ def test_metrics_and_readiness(client, service):
     assert state["bits_independent_of_neighbours"] is True
     assert state["self_test"]["rows"] >= 16
     assert (state["decode_tier"], state["linear_backend"]) == ("exact", "mkl")
+
+
+def test_errors_of_predictions_are_shown_apart_for_images_that_share_the_engine(text_pipeline):
+    service = make_service(text_pipeline)
+    app = create_app(service)
+
+    def draw():
+        return TestClient(app).post(GENERATIONS, json=BODY).status_code
+
+    def shown():
+        text = TestClient(app).get("/metrics").text
+        found = re.findall(r'^cat_fast_prediction_error\{load="(\w+)"\} (\S+)$', text, re.M)
+        return {load: float(error) for load, error in found}
+
+    assert draw() == 200
+    assert shown().keys() == {"alone"}
+    both_queued = threading.Event()
+    service.engine.on_step = lambda _: both_queued.wait(60)
+    with ThreadPoolExecutor(2) as pool:
+        replies = [pool.submit(draw) for _ in range(2)]
+        while service.engine.statistics.submitted < 3:
+            time.sleep(0.01)
+        both_queued.set()
+        assert [reply.result() for reply in replies] == [200, 200]
+    service.drain()
+    errors = shown()
+    assert errors.keys() == {"alone", "shared"}
+    assert 0 <= errors["shared"] < math.inf
 
 
 def test_the_decoder_is_compiled_under_its_lock_before_the_server_is_ready(text_pipeline, monkeypatch):
