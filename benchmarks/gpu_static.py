@@ -23,12 +23,13 @@ from typing import Any
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
 
+from benchmarks.shared.compact_json import write_compact
 from benchmarks.static.budgets import tolerated_spills
 from benchmarks.static.cases import CASES
 from benchmarks.static.compiler import compile_launched
-from benchmarks.static.report import to_report, write
+from benchmarks.static.report import to_report
 from cat_fast import console
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
 from cat_fast.processes.worker import follow_parent
@@ -101,8 +102,7 @@ def main(given: Sequence[str] | None = None) -> int:
                 rows.append(row)
                 print(line(row), flush=True)
     if arguments.json is not None:
-        with atomic_write(arguments.json) as path:
-            write(to_report(rows, version("triton")), path)
+        write_compact(arguments.json, to_report(rows, version("triton")))
     broken = [row for row in rows if row["violations"]]
     print(f"{len(rows)} kernels compiled, {len(broken)} over budget")
     return 1 if broken else 0

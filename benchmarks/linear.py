@@ -2,10 +2,10 @@
 
     python -m benchmarks.linear --json FILE [--quick]
 
-Training of DiT-S/2, DiT-B/2 and the nano transformer on packed images, of the nano tokenizer, and denoising
-steps with guidance. Rounds alternate. Seconds are those of the clock, on all threads. The A/A ratio, MKL
-against itself in the same rounds, is the noise. `auto` is what `linear_backend: auto` chooses here. --quick
-measures one round of small cases.
+Training of DiT-S/2, DiT-B/2 and the nano transformer on packed images, of the nano tokenizer, denoising steps
+with guidance, and decoding by CAT's tokenizer with attention in its middle block. Rounds alternate. Seconds
+are those of the clock, on all threads. The A/A ratio, MKL against itself in the same rounds, is the noise.
+`auto` is what `linear_backend: auto` chooses here. --quick measures one round of small cases.
 """
 
 import gc
@@ -48,6 +48,7 @@ def steps(quick: bool) -> dict[str, Callable[[], Step]]:
         found["transformer.dit_s"] = lambda: TransformerTraining("dit_s").step(
             compose_lengths(mix, MAX_TOKENS)
         )
+        found["decoder.cat_c16.8x"] = lambda: Generation("dit_s").decode(8)
         found["transformer.dit_b"] = lambda: TransformerTraining("dit_b").step(compose_lengths(mix, 4096))
     return found
 

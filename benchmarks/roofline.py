@@ -13,7 +13,6 @@ committed gpu_static results.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from benchmarks.bounds.data_sheets import FILE, Assumptions, DataSheet, name_of,
 from benchmarks.bounds.kernels import MIX, Work, works
 from benchmarks.documents.tables import markdown
 from benchmarks.shared import committed
+from benchmarks.shared.compact_json import write_compact
 from benchmarks.shared.harness import rounded
 from benchmarks.static.report import read_kernels
 from cat_fast import console
@@ -41,8 +41,9 @@ MEASURED_STEPS = {
     **{f"cat_c16.check_{ratio}x": f"vae_{ratio}x_bf16.milliseconds" for ratio in CHECKED_RATIOS},
 }
 """Figures of `benchmarks.gpu_check` by the step of the same work: one GPU, without ZeRO."""
-COMPILED_ARCHITECTURE = 90
-COMPILED_COLUMNS = ("op", "name", "case", "registers", "occupancy", "instructions")
+COMPILED_FOR = {80: "A100", 90: "H100, H200"}
+"""GPUs by the architecture of compiled code."""
+COMPILED_COLUMNS = ("op", "name", "architecture", "case", "registers", "occupancy", "instructions")
 
 
 def steps() -> dict[str, Any]:
@@ -112,17 +113,18 @@ def step_row(step: Any, sheets: Mapping[str, DataSheet], assumed: Assumptions) -
 
 
 def compiled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return each kernel of gpu_static at the case with the most registers, for COMPILED_ARCHITECTURE."""
-    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    """Return each kernel of gpu_static for each architecture, at the case with the most registers."""
+    worst: dict[tuple[str, str, int], dict[str, Any]] = {}
     for row in rows:
-        if row["architecture"] != COMPILED_ARCHITECTURE:
-            continue
         op = row["case"].split(".")[0]
-        known = worst.get((op, row["name"]))
-        if known is None or row["registers"] > known["registers"]:
+        key = op, row["name"], row["architecture"]
+        if key not in worst or row["registers"] > worst[key]["registers"]:
             given = {"op": op, **row}
-            worst[op, row["name"]] = {column: given[column] for column in COMPILED_COLUMNS}
-    return list(worst.values())
+            worst[key] = {column: given[column] for column in COMPILED_COLUMNS}
+    kernels = list(dict.fromkeys(key[:2] for key in worst))
+    return sorted(
+        worst.values(), key=lambda row: (kernels.index((row["op"], row["name"])), row["architecture"])
+    )
 
 
 def add_measured(report: dict[str, Any], content: Mapping[str, Any], source: str) -> None:
@@ -227,10 +229,11 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
 def compiled_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table of the compiled kernels."""
     yield from markdown(
-        ["kernel", "case", "registers", "occupancy", "instructions"],
+        ["kernel", "GPU", "case", "registers", "occupancy", "instructions"],
         [
             [
                 f"`{row['op']}` `{row['name']}`",
+                COMPILED_FOR[row["architecture"]],
                 row["case"],
                 f"{row['registers']}",
                 f"{row['occupancy']:.0%}",
@@ -282,8 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "\n".join([*lines(report), "", *compiled_lines(report)]) + "\n"
     print(text, end="")
     if given.json:
-        with atomic_write(given.json) as part:
-            part.write_text(json.dumps(rounded(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_compact(given.json, rounded(report))
     if given.markdown:
         with atomic_write(given.markdown) as part:
             part.write_text(text, encoding="utf-8")

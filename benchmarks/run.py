@@ -39,6 +39,7 @@ import psutil
 
 from benchmarks.shared import machine
 from benchmarks.shared.committed import NAME, arguments_of, is_quick, machine_slug, newest, read
+from benchmarks.shared.compact_json import write_compact
 from benchmarks.shared.program import why_not_resumed
 from cat_fast import console
 from cat_fast.data.files import write_json
@@ -122,6 +123,8 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="training_steps", minutes=5),
         Job(name="straggler", minutes=5),
         Job(name="loader", minutes=5, resumes_with=KEEP),
+        Job(name="startup", minutes=3),
+        Job(name="checkpoints", minutes=2),
         Job(name="serving", minutes=20, resumes_with=()),
         _CLAIMS,
     ),
@@ -307,7 +310,7 @@ def _run(job: Job, out: Path, about: Mapping[str, Any], resumed: bool) -> dict[s
             state = MISSES if code else FINISHED
             ran = {"arguments": job.arguments, "exit_code": code}
             described = {"commit": about.get("commit"), **described, **ran}
-            write_json(part, {**content, "about": described})
+            write_compact(part, {**content, "about": described})
             part.rename(path)
     if state != FINISHED:
         print(f"{job.name}: {state}, exit code {code}; see {log}", flush=True)

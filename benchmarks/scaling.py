@@ -16,7 +16,6 @@ batch of 4096 per GPU, the global batch grows and the number of steps falls, whi
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -29,10 +28,11 @@ from benchmarks.cluster.simulation import RUNS, Cluster, best, simulate_run
 from benchmarks.cluster.work import Work, measured_on, measured_work, predicted_works
 from benchmarks.documents.tables import markdown
 from benchmarks.shared.committed import committed
+from benchmarks.shared.compact_json import write_compact
 from benchmarks.shared.harness import rounded
 from benchmarks.shared.mixes import TOKENIZER_TRAINING
 from cat_fast import console
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import require_writable
 from cat_fast.data.sampling.cost_table import CostTable
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
@@ -177,15 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print("\n".join([*lines(report), *NOTES]))
     if given.json:
-        with atomic_write(given.json) as part:
-            part.write_text(_compact(rounded(report)) + "\n", encoding="utf-8")
+        write_compact(given.json, rounded(report))
     return 0
-
-
-def _compact(report: Mapping[str, Any]) -> str:
-    """Format JSON with each innermost list on one line."""
-    text = json.dumps(report, indent=1, allow_nan=False)
-    return re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found.group().split()), text)
 
 
 if __name__ == "__main__":

@@ -240,7 +240,13 @@ def report(
         cost = costs[setting.model, STAGES[setting.model][stage]]
         rows.append(_row(own, runs, size_of(setting), cost, link))
     steps = {f"{model}, ZeRO {stage}": asdict(cost) for (model, stage), cost in costs.items()}
-    return {"steps": steps, "link": dict(link.costs), "rows": rows}
+    return {
+        "steps": steps,
+        "link": dict(link.costs),
+        "link_seconds": link_seconds,
+        "optimizer_seconds": optimizer_seconds,
+        "rows": rows,
+    }
 
 
 def _row(cells: Sequence[Cell], runs: Runs, size: Size, cost: StepCost, link: MeasuredLink) -> dict[str, Any]:

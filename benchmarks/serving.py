@@ -30,11 +30,12 @@ from benchmarks.schedules.bench import Bench, measured_bench, simulated_bench, u
 from benchmarks.schedules.goals import goals
 from benchmarks.schedules.serve import Serve, columns
 from benchmarks.schedules.tuning import contestants, time_alone, tune
+from benchmarks.shared.compact_json import write_compact
 from benchmarks.shared.harness import rounded
 from benchmarks.shared.program import why_not_resumed
 from benchmarks.shared.simple_program import about
 from cat_fast import console
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
 from cat_fast.kernels.linear.op import resolve, selected, using
 from cat_fast.processes.signals import run_command
@@ -160,8 +161,7 @@ def _measure_all(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write results atomically, with floats of four digits and null for an unlimited ratio."""
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(rounded(results), indent=1, allow_nan=False) + "\n")
+    write_compact(path, rounded(results))
 
 
 def unmet(mixes: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -19,7 +19,6 @@ measures the nano tokenizer and a small batch of DiT-S/2.
 
 import argparse
 import gc
-import json
 import operator
 import os
 import sys
@@ -32,6 +31,7 @@ from typing import Any
 
 from benchmarks import packing
 from benchmarks.shared import machine
+from benchmarks.shared.compact_json import write_compact
 from benchmarks.shared.harness import Spread, rounded
 from benchmarks.shared.mixes import MIXES
 from benchmarks.shared.simple_program import about
@@ -46,7 +46,7 @@ from benchmarks.shared.steps import (
     TransformerTraining,
 )
 from cat_fast import console, hardware
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
 from cat_fast.processes.malloc import keep_freed_memory
 from cat_fast.processes.signals import run_command
@@ -174,8 +174,6 @@ def measure(group: Group, rounds: int) -> Iterator[dict[str, Row]]:
 def figures(step: Step, seconds: Sequence[float]) -> Row:
     """Return rates of a step from the seconds of its rounds; `mfu` is None where no peak is known."""
     spread = Spread.of(seconds)
-    gpu = hardware.gpu_in_use()
-    peak = gpu.flops_per_second(matmul_format(step.precision)) if gpu else None
     return {
         "right": True,
         "seconds": {"ours": vars(spread)},
@@ -184,7 +182,7 @@ def figures(step: Step, seconds: Sequence[float]) -> Row:
         "tokens": step.tokens,
         "flops_per_image": step.flops / step.images,
         "gflops_per_second": step.flops / spread.median / 1e9,
-        "mfu": step.flops / spread.median / peak if peak else None,
+        "mfu": _mfu(step.flops / spread.median, step.precision),
         "precision": step.precision,
     }
 
@@ -196,6 +194,7 @@ def total(parts: Mapping[str, float], steps: Mapping[str, Step], taken: Mapping[
     seconds = [sum(map(operator.mul, one.values(), values)) for values in rounds]
     spread = Spread.of(seconds)
     flops = sum(share * steps[name].flops for name, share in one.items())
+    precision = steps[next(iter(parts))].precision
     return {
         "right": True,
         "seconds": {"ours": vars(spread)},
@@ -203,9 +202,15 @@ def total(parts: Mapping[str, float], steps: Mapping[str, Step], taken: Mapping[
         "images": 1,
         "flops_per_image": flops,
         "gflops_per_second": flops / spread.median / 1e9,
-        "precision": steps[next(iter(parts))].precision,
+        "mfu": _mfu(flops / spread.median, precision),
+        "precision": precision,
         "composed_of": dict(parts),
     }
+
+
+def _mfu(flops_per_second: float, precision: str) -> float | None:
+    gpu = hardware.gpu_in_use()
+    return flops_per_second / gpu.flops_per_second(matmul_format(precision)) if gpu else None
 
 
 def line(name: str, row: Mapping[str, Any]) -> str:
@@ -273,8 +278,7 @@ def write(path: Path, cases: Mapping[str, Row], described: Mapping[str, Any]) ->
         "guidance": GUIDANCE,
     }
     content = rounded({"cases": cases, "compared": compared, "about": described})
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_compact(path, content)
 
 
 if __name__ == "__main__":

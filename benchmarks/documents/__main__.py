@@ -8,8 +8,8 @@ import argparse
 from importlib import import_module
 
 NAMES = (
-    "complexity", "dual", "efficiency", "evaluation", "generator", "image", "kernel", "linear", "model",
-    "ratio", "readme", "scorer", "serving",
+    "complexity", "dual", "efficiency", "evaluation", "generator", "gpu", "image", "kernel", "linear",
+    "model", "ratio", "readme", "scorer", "serving",
 )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ def share_rows(step_seconds: Mapping[int, float], images: int, results: Results)
             estimated=(100 * hours / (hours + most), 100 * hours / (hours + least)),
             measured=measured,
             explanation=f"Scoring is {hours:,.0f} hours of {device}, {seconds:.3g} s per image; {training}. "
-            f"Hours of {device} and of an A100, added as they are.",
+            f"Hours of {device} and of an A100, added as they are."
+            + (" The published share comes without its arithmetic." if published else ""),
         )
 
     rows = [row("describing and scoring 380 M images", "< 1", SECONDS_PER_IMAGE, "an H100", None)]
@@ -72,7 +73,7 @@ def second_rows(results: Results) -> list[Row]:
             unit="s per image",
             published="",
             measured=_seconds("jpeg", "image", results),
-            explanation="From the size of the image as JPEG, at a lower correlation.",
+            explanation="From the size of the decoded image as JPEG, at a lower correlation.",
         ),
     ]
 

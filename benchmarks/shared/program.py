@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shared import harness, machine
+from benchmarks.shared.compact_json import write_compact
 from cat_fast import console
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
 
 
@@ -71,8 +72,7 @@ def main(
             if given.json is not None:
                 measured = harness.as_json({"benchmark": benchmark, **about}, results)
                 written = _merged(kept, {**measured, **harness.rounded(found)}, cases)
-                with atomic_write(given.json) as path:
-                    path.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
+                write_compact(given.json, written)
 
         results = run(chosen, effort, save)
     except UserError as error:

@@ -1,7 +1,6 @@
 """Command line of a benchmark without baselines: options, description of the machine, JSON."""
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -9,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shared import machine
+from benchmarks.shared.compact_json import write_compact
 from benchmarks.shared.harness import rounded
 from cat_fast import console
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
 
 
@@ -45,9 +45,8 @@ def main(
         return 2
     print("\n".join(lines(found)))
     if given.json:
-        with atomic_write(given.json) as part:
-            content = rounded({**found, "about": about(benchmark, load, quick=given.quick)})
-            part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        content = {**found, "about": about(benchmark, load, quick=given.quick)}
+        write_compact(given.json, rounded(content))
     return 0
 
 

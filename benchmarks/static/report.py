@@ -21,15 +21,6 @@ def to_report(rows: Sequence[Mapping[str, Any]], triton: str) -> dict[str, Any]:
     }
 
 
-def write(report: Mapping[str, Any], path: Path) -> None:
-    """Write a report with one line per kernel."""
-    head = {key: value for key, value in report.items() if key != "kernels"}
-    kernels = ",\n  ".join(json.dumps(row) for row in report["kernels"])
-    path.write_text(
-        f'{json.dumps(head, indent=1)[:-2]},\n "kernels": [\n  {kernels}\n ]\n}}\n', encoding="utf-8"
-    )
-
-
 def read_kernels(path: Path) -> list[dict[str, Any]]:
     """Return the compiled kernels of a file as dictionaries."""
     return kernels_of(json.loads(path.read_text(encoding="utf-8")))

@@ -122,6 +122,7 @@ TABLES = {
         "compiled": "gpu_static",
         "scaling": "scaling",
     },
+    "docs/gpu.md": {"launches": "launches", "dispatch": "dispatch"},
     "docs/kernels.md": {"speed": "kernels", "static": "gpu_static"},
 }
 """Benchmarks of generated tables, by document."""

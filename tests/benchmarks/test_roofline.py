@@ -208,10 +208,15 @@ def test_compiled_kernels_are_listed_at_their_worst_case():
     row = {"name": "k", "architecture": 90, "case": "op.small", "registers": 32, "occupancy": 1.0}
     mix = {"float": 60, "matrix": 40, "special": 0}
     rows = [row | {"instructions": None}, row | {"case": "op.large", "registers": 64, "instructions": mix}]
-    found = roofline.compiled([*rows, row | {"architecture": 80, "registers": 99}])
-    text = "\n".join(roofline.compiled_lines({"compiled": found}))
-    assert "| `op` `k` | op.large | 64 | 100% | float 60%, matrix 40% |" in text
-    assert "op.small" not in text
+    older = row | {"architecture": 80, "registers": 99, "instructions": None}
+    other = row | {"name": "l", "instructions": None}
+    found = roofline.compiled([*rows, other, older])
+    lines = [*roofline.compiled_lines({"compiled": found})][2:]
+    assert lines == [
+        "| `op` `k` | A100 | op.small | 99 | 100% | not counted |",
+        "| `op` `k` | H100, H200 | op.large | 64 | 100% | float 60%, matrix 40% |",
+        "| `op` `l` | H100, H200 | op.small | 32 | 100% | not counted |",
+    ]
     assert roofline.instruction_shares(None) == "not counted"
 
 
