@@ -105,7 +105,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="training_steps", minutes=12),
         Job(name="linear", minutes=6),
         Job(name="dispatch", minutes=1),
-        Job(name="straggler", minutes=5),
+        Job(name="straggler", minutes=8),
         Job(name="loader", minutes=5, resumes_with=KEEP),
         Job(name="scoring", minutes=3),
         Job(name="startup", minutes=3),

@@ -7,7 +7,7 @@ with the paper's widths and batches, and a smaller image. `balanced` plans with 
 a simulated step takes the time that was measured, so that errors of the fit make ranks wait. Keys are
 <mode>.<ranks>[.jitter].wait: the share of all ranks' time spent waiting, under `sampler.mode: per_rank` and
 `balanced` with the mix below. `jitter` adds random noise to every rank's step, which makes ranks wait under
-any plan; `equal` shows its effect alone. GPUs and communication are not simulated. Takes about five minutes
+any plan; `equal` shows its effect alone. GPUs and communication are not simulated. Takes about eight minutes
 on two cores.
 """
 
@@ -114,7 +114,7 @@ def measure_costs(quick: bool) -> CostTable:
     """Measure the paper's configuration with smaller images on this machine."""
     from cat_fast.training.tokenizer.measure_cost import measure, num_timed_steps
 
-    side, batches, repeats = (64, (1, 4), 2) if quick else (64, (4, 8, 12), 5)
+    side, batches, repeats = (64, (1, 4), 2) if quick else (128, (4, 8), 3)
     config = tokenizer_run("cat_c16", [f"data.image_size={side}"])
     with console.progress("steps") as bar:
         task = bar.add_task("measuring", total=num_timed_steps(config, batches, repeats))
