@@ -10,6 +10,7 @@ from PIL import Image
 from cat_fast.data.images.io import decode_image
 from cat_fast.data.images.random_crop import jitter_colours, random_crop, shrink
 from cat_fast.data.images.size import Size
+from cat_fast.data.streams.shared_slots import Slot
 
 
 class CropSettings(NamedTuple):
@@ -38,6 +39,15 @@ class Crop(NamedTuple):
     """Time to decode and crop it."""
 
 
+class SharedCrop(NamedTuple):
+    """A crop whose pixels are in a slot of shared memory."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    seconds: float
+    """Time to decode and crop it."""
+
+
 def crop_seed(seed: int, epoch: int, ratio: int, key: str) -> tuple[int, ...]:
     """Return the seed of an image's crop, flip and colours.
 
@@ -58,6 +68,22 @@ def decode_crop(data: bytes, seed: tuple[int, ...], allow_flip: bool, settings: 
     start = time.perf_counter()
     pixels = crop_pixels(decode(data, settings), np.random.default_rng(seed), allow_flip, settings)
     return Crop(pixels, time.perf_counter() - start)
+
+
+def decode_crop_into(
+    slot: Slot, data: bytes, seed: tuple[int, ...], allow_flip: bool, settings: CropSettings
+) -> Crop | SharedCrop:
+    """Write the result of `decode_crop` to a slot, if this process can; otherwise return it.
+
+    Raises:
+        UserError: the bytes are not a complete image.
+    """
+    crop = decode_crop(data, seed, allow_flip, settings)
+    target = slot.array(crop.pixels.shape, crop.pixels.dtype)
+    if target is None:
+        return crop
+    target[...] = crop.pixels
+    return SharedCrop(crop.pixels.shape, crop.pixels.dtype.str, crop.seconds)
 
 
 def decode(data: bytes, settings: CropSettings) -> Image.Image:

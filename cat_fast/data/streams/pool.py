@@ -100,6 +100,8 @@ class Task:
 
     def __init__(self, pool: WorkerPool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.pool, self.function, self.arguments = pool, function, arguments
+        self.repeated = False
+        """Whether its process crashed, so that it ran again."""
         self.future, self.generation = pool.run(function, arguments)
 
     def result(self) -> Any:
@@ -107,6 +109,7 @@ class Task:
         try:
             return self.future.result()
         except (BrokenProcessPool, CancelledError):
+            self.repeated = True
             self.pool.restart(self.generation)
             return self.pool.run_alone(self.function, self.arguments)
 

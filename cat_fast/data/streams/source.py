@@ -12,8 +12,9 @@ import torch
 
 from cat_fast.data.image_batch import ImageBatch
 from cat_fast.data.sampling.step_plan import StepPlan
-from cat_fast.data.streams.buffers import Position, RatioReader, Sample
-from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
+from cat_fast.data.streams.buffers import Position, RatioReader
+from cat_fast.data.streams.crop_tasks import CropTask, CropWorkers
+from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed
 from cat_fast.data.streams.formats.base import Entry, Rating, ShardSet
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
@@ -22,7 +23,7 @@ from cat_fast.data.streams.held_out import TrainingShards
 from cat_fast.data.streams.image_cache import ImageCache
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.plan import Mix, PlanCursor, PlannedStep
-from cat_fast.data.streams.pool import Task, TaskFailure, WorkerPool
+from cat_fast.data.streams.pool import TaskFailure, WorkerPool
 from cat_fast.data.streams.shard_assignment import ShardAssignment
 from cat_fast.errors import UserError
 
@@ -88,18 +89,24 @@ class StreamSource:
         self._prefetch(self.config.prefetch_steps + 1)
         planned = self._planned.popleft()
         crops: list[Crop] = []
-        samples: list[Sample] = []
+        tasks: list[CropTask] = []
         while len(crops) < planned.share.images:
-            sample, crop = self._next_crop(planned.share.ratio)
-            if crop is not None:
+            task, crop = self._next_crop(planned.share.ratio)
+            if crop is None:
+                task.release()
+            else:
                 crops.append(crop)
-                samples.append(sample)
+                tasks.append(task)
         self._plan_state = planned.state
         self._prefetch(self.config.prefetch_steps)
         decoding = sum(crop.seconds for crop in crops)
+        images = torch.from_numpy(np.stack([crop.pixels for crop in crops]))
+        for task in tasks:
+            task.release()
+        samples = [task.sample for task in tasks]
         return ImageBatch(
             ratio=planned.share.ratio,
-            images=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
+            images=images,
             keys=[f"{sample.shard}: {sample.key}" for sample in samples],
             captions=[sample.caption for sample in samples],
             data_seconds=time.perf_counter() - start,
@@ -200,7 +207,10 @@ class StreamSource:
             )
             for ratio in self.ratios
         }
-        self._pending: dict[int, deque[tuple[Sample, Task]]] = {ratio: deque() for ratio in self.ratios}
+        self._pending: dict[int, deque[CropTask]] = {ratio: deque() for ratio in self.ratios}
+        # tasks of before may still write to their memory
+        in_flight = (self.config.prefetch_steps + 2) * max(self.largest_batches.values())
+        self._workers = CropWorkers(self.pool, self.crop, in_flight)
         self._planned: deque[PlannedStep] = deque()
         self._plan_state = self.plan.state_dict()
         self._consecutive_failures = 0
@@ -214,23 +224,23 @@ class StreamSource:
             while len(self._pending[ratio]) < needed and self._readers[ratio].ready():
                 self._pending[ratio].append(self._submit(ratio))
 
-    def _submit(self, ratio: int) -> tuple[Sample, Task]:
+    def _submit(self, ratio: int) -> CropTask:
         sample = self._readers[ratio].pick()
         seed = crop_seed(self.seed, sample.epoch, ratio, sample.key)
         if self.cache is not None and self.cache.serves(sample):
-            return sample, self.in_process.submit(self.cache.crop, sample, seed)
-        return sample, self.pool.submit(decode_crop, sample.data, seed, sample.allow_flip, self.crop)
+            return CropTask(sample, self.in_process.submit(self.cache.crop, sample, seed))
+        return self._workers.submit(sample, seed)
 
-    def _next_crop(self, ratio: int) -> tuple[Sample, Crop | None]:
-        """Return the ratio's next sample and its crop (None if decoding fails); move the position past it."""
+    def _next_crop(self, ratio: int) -> tuple[CropTask, Crop | None]:
+        """Return the ratio's next task and its crop (None if decoding fails); move the position past it."""
         pending = self._pending[ratio]
-        sample, task = pending.popleft() if pending else self._submit(ratio)
-        crop = task.result()
+        task = pending.popleft() if pending else self._submit(ratio)
+        sample, crop = task.sample, task.result()
         self._positions[ratio] = sample.after
         self._skipped += sample.skipped
         if not isinstance(crop, TaskFailure):
             self._consecutive_failures = 0
-            return sample, crop
+            return task, crop
         self._skipped += 1
         self._consecutive_failures += 1
         self.problems.report(f"{sample.shard}: {sample.key}", crop.reason)
@@ -239,7 +249,7 @@ class StreamSource:
                 f"{MAX_CONSECUTIVE_FAILURES} images in a row cannot be decoded; the last is {sample.key} "
                 f"of {sample.shard}: {crop.reason}. Check that the data set contains images"
             )
-        return sample, None
+        return task, None
 
     def _require_same_shards(self, state: dict[str, Any]) -> None:
         if "shards" not in state:

@@ -1,0 +1,85 @@
+"""Slots of memory that a process shares with its workers, so that arrays are not copied through pipes."""
+
+import mmap
+import os
+from functools import lru_cache
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+_NUMBERS = count()
+
+
+class SharedMemory(NamedTuple):
+    """Memory of a process, which its workers can map."""
+
+    owner: int
+    """Id of the process."""
+    file: int
+    """Its file descriptor."""
+    number: int
+    """Number of the memory in the process: descriptors are used again."""
+    size: int
+    """Bytes."""
+
+
+class Slot(NamedTuple):
+    """A part of shared memory."""
+
+    memory: SharedMemory
+    offset: int
+    size: int
+    """Bytes."""
+
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
+        """Return an array in this memory, in a worker; None if it does not fit or cannot be mapped."""
+        dtype = np.dtype(dtype)
+        if np.prod(shape, dtype=int) * dtype.itemsize > self.size:
+            return None
+        try:
+            return np.ndarray(shape, dtype, buffer=_map(self.memory), offset=self.offset)
+        except OSError:
+            return None
+
+
+class SharedSlots:
+    """Slots of `size` bytes, of which at most `count` are in use at a time.
+
+    The memory has no name: it is freed when no process maps it, however they ended. Its pages exist once they
+    are written. On systems without such memory there are no slots.
+    """
+
+    def __init__(self, size: int, count: int) -> None:
+        self._size = size
+        self._free: list[int] = []
+        if count and hasattr(os, "memfd_create"):
+            self._file = os.fdopen(os.memfd_create("cat_fast"), "r+b", buffering=0)
+            self._file.truncate(size * count)
+            self._memory = SharedMemory(os.getpid(), self._file.fileno(), next(_NUMBERS), size * count)
+            self._map = mmap.mmap(self._file.fileno(), size * count)
+            self._free = list(range(count))
+
+    @property
+    def free(self) -> int:
+        """Number of slots that can be taken."""
+        return len(self._free)
+
+    def take(self) -> Slot | None:
+        """Return a free slot, or None."""
+        return Slot(self._memory, self._free.pop() * self._size, self._size) if self._free else None
+
+    def array(self, slot: Slot, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """Return what a worker wrote to a slot."""
+        return np.ndarray(shape, dtype, buffer=self._map, offset=slot.offset)
+
+    def release(self, slot: Slot) -> None:
+        """Let a slot be taken again. Its arrays must no longer be used."""
+        self._free.append(slot.offset // self._size)
+
+
+@lru_cache(maxsize=2)
+def _map(memory: SharedMemory) -> mmap.mmap:
+    with open(f"/proc/{memory.owner}/fd/{memory.file}", "r+b") as file:
+        return mmap.mmap(file.fileno(), memory.size)
