@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complete = not (given.fast or given.kernels)
         findings = expected.compare(found, content, complete=complete)
         if not given.fast:
+            start = time.perf_counter()
             rows, compiler = compile_kernels(alternate=not (given.kernels or given.update))
+            print(f"kernels: {time.perf_counter() - start:.1f} s", flush=True)
             if compiler not in content["compilers"]:
                 print(f"registers not compared: {expected.FILE.name} lists no {compiler}")
             findings += expected.compare_kernels(rows, compiler, content)
