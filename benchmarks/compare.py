@@ -43,7 +43,6 @@ Keys = tuple[str, ...]
 TIMED: Mapping[Keys, str] = {
     ("cases", "*", "seconds", "ours"): LOWER,
     ("cases", "*", "ratios", "*"): HIGHER,
-    ("cases", "*", "peak_bytes", "ours"): LOWER,
 }
 SERVED: Mapping[Keys, str] = {
     ("mixes", "*", "*", "median", "engine", name): direction

@@ -24,6 +24,8 @@ _NEEDED = {
     "python_multipart": "python-multipart",
 }
 """Packages by the module that they install."""
+_CAPTIONER_SECONDS = 20.0
+"""For an answer of the captioner's endpoint: a client is waiting."""
 
 
 def serve(
@@ -90,8 +92,8 @@ def serve(
 
     Requests share the steps of one engine, whatever their tokens, steps and guidance; their bits do not
     depend on each other. SIGTERM finishes the images in flight; a second one ends at once. Needs the extra
-    `serve`. Uploaded images without a description are scored by their pixels, or described first with
-    --captioner.
+    `serve`. Uploaded images without a description are scored by their pixels; --captioner describes them
+    first, and finds the flags that were not sent.
 
     Examples:
 
@@ -144,6 +146,7 @@ def serve(
         template=captioner_template,
         device=None if device == "auto" else device,
         api_key_env=captioner_key_env,
+        timeout=_CAPTIONER_SECONDS,
     )
     describes = load_captioner(captioner, of_captioner)
     target = find_device(device)

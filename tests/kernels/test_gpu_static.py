@@ -11,9 +11,10 @@ import pytest
 from benchmarks import gpu_static
 from benchmarks.gate import expected
 from benchmarks.shared.committed import committed
+from benchmarks.shared.compact_json import write_compact
 from benchmarks.static.budgets import Budget, tolerated_spills
 from benchmarks.static.compiler import Kernel
-from benchmarks.static.report import kernels_of, read_kernels, to_report, write
+from benchmarks.static.report import kernels_of, read_kernels, to_report
 
 ROOT = Path(__file__).parents[2]
 FRUGAL = Kernel(
@@ -78,7 +79,7 @@ def test_reports_are_read_as_written(tmp_path):
         {"case": "a", "registers": 3, "instructions": mix},
         {"case": "b", "registers": 4, "instructions": None},
     ]
-    write(to_report(rows, "3.8.0"), tmp_path / "static.json")
+    write_compact(tmp_path / "static.json", to_report(rows, "3.8.0"))
     assert read_kernels(tmp_path / "static.json") == rows
     assert json.loads((tmp_path / "static.json").read_text())["about"]["triton"] == "3.8.0"
 

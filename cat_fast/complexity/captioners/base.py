@@ -39,6 +39,11 @@ class Captioner(Protocol):
         """False if it needs a caption per image, such as detectors."""
         ...
 
+    @property
+    def concurrent(self) -> bool:
+        """True if several threads may use it at a time."""
+        ...
+
     def describe_many(
         self, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
     ) -> list[Description | DescriptionFailure]:

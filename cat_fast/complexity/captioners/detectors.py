@@ -22,6 +22,7 @@ class Detectors:
 
     name = "detectors"
     writes_captions = False
+    concurrent = False
 
     def __init__(self, threads: int = 1) -> None:
         """Load the models of the detectors.

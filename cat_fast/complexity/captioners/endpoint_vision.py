@@ -23,6 +23,8 @@ class EndpointVision:
     The API key is read from the environment per request; it is stored nowhere and appears in no message.
     """
 
+    concurrent = True
+
     def __init__(
         self,
         model: str,

@@ -46,6 +46,11 @@ class ModelCaptioner:
         parts = f"{model.identity}\0{self.questions.hash}"
         self.version = hashlib.sha256(parts.encode()).hexdigest()[:12]
 
+    @property
+    def concurrent(self) -> bool:
+        """True if several threads may use it at a time."""
+        return self.model.concurrent
+
     def describe_many(
         self, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
     ) -> list[Description | DescriptionFailure]:

@@ -26,6 +26,8 @@ class TransformersVision:
     on the other images of a batch by rounding errors only.
     """
 
+    concurrent = False
+
     def __init__(
         self,
         model: str | Path,

@@ -22,6 +22,11 @@ class VisionModel(Protocol):
         """Text that differs if the replies may."""
         ...
 
+    @property
+    def concurrent(self) -> bool:
+        """True if several threads may use it at a time."""
+        ...
+
     def reply_many(
         self, requests: Sequence[tuple[Image.Image, str]], max_new_tokens: int, pattern: str | None = None
     ) -> list[ModelReply | UserError]:

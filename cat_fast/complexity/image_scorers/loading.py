@@ -45,6 +45,8 @@ class CaptionerOptions:
     """Device of a model in this process; shared with a language model that scores."""
     api_key_env: str | None = None
     """Environment variable with the key of the endpoint; shared likewise."""
+    timeout: float | None = None
+    """Seconds per request to the endpoint, for callers that do not wait for repeated ones."""
 
     def given(self) -> dict[str, Any]:
         """Return the options of a captioner alone that are given."""
@@ -197,6 +199,8 @@ def _load_vision(name: str, options: CaptionerOptions) -> Any:
         given["concurrency"] = options.batch_size
     if options.api_key_env is not None:
         given["api_key_env"] = options.api_key_env
+    if options.timeout is not None:
+        given |= {"timeout": options.timeout, "retries": 0}
     return EndpointVision(options.model, options.base_url or "", **given)
 
 

@@ -1,5 +1,7 @@
 """Crops that workers decode into shared memory."""
 
+from collections.abc import Callable
+
 from cat_fast.data.images.size import height_and_width
 from cat_fast.data.streams.buffers import Sample
 from cat_fast.data.streams.decoding import Crop, CropSettings, SharedCrop, decode_crop, decode_crop_into
@@ -23,11 +25,22 @@ class CropTask:
 
 
 class SharedCropTask(CropTask):
-    """A crop for whose pixels a slot is reserved."""
+    """A crop for whose pixels a slot is reserved.
 
-    def __init__(self, sample: Sample, task: Task, slots: SharedSlots, slot: Slot) -> None:
+    Args:
+        on_crash: called if the slot cannot be given back.
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        task: Task,
+        slots: SharedSlots,
+        slot: Slot,
+        on_crash: Callable[[SharedSlots], None],
+    ) -> None:
         super().__init__(sample, task)
-        self._slots, self._slot = slots, slot
+        self._slots, self._slot, self._on_crash = slots, slot, on_crash
 
     def result(self) -> Crop | TaskFailure:
         """Wait for the crop. Its pixels are valid until `release`."""
@@ -38,7 +51,9 @@ class SharedCropTask(CropTask):
 
     def release(self) -> None:
         """Give up the pixels and the slot, except after a crash: a dying process may still write to it."""
-        if not self.task.repeated:
+        if self.task.repeated:
+            self._on_crash(self._slots)
+        else:
             self._slots.release(self._slot)
 
 
@@ -51,10 +66,10 @@ class CropWorkers:
     """
 
     def __init__(self, pool: WorkerPool, settings: CropSettings, count: int) -> None:
-        self._pool, self._settings = pool, settings
+        self._pool, self._settings, self._count = pool, settings, count if pool.workers else 0
         height, width = height_and_width(settings.image_size)
-        size = 3 * height * width * (4 if settings.colour_jitter else 1)
-        self.slots = SharedSlots(size, count if pool.workers else 0)
+        self._size = 3 * height * width * (4 if settings.colour_jitter else 1)
+        self.slots = SharedSlots(self._size, self._count)
 
     def submit(self, sample: Sample, seed: tuple[int, ...]) -> CropTask:
         """Start the crop of a sample."""
@@ -63,4 +78,9 @@ class CropWorkers:
         if slot is None:
             return CropTask(sample, self._pool.submit(decode_crop, *arguments))
         task = self._pool.submit(decode_crop_into, slot, *arguments)
-        return SharedCropTask(sample, task, self.slots, slot)
+        return SharedCropTask(sample, task, self.slots, slot, self._replace)
+
+    def _replace(self, crashed: SharedSlots) -> None:
+        """Use new memory after a crash, which interrupts most tasks in flight."""
+        if self.slots is crashed:
+            self.slots = SharedSlots(self._size, self._count)

@@ -3,13 +3,10 @@
 import mmap
 import os
 from functools import lru_cache
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
-
-_NUMBERS = count()
 
 
 class SharedMemory(NamedTuple):
@@ -18,9 +15,9 @@ class SharedMemory(NamedTuple):
     owner: int
     """Id of the process."""
     file: int
-    """Its file descriptor."""
-    number: int
-    """Number of the memory in the process: descriptors are used again."""
+    """Its file descriptor, which may be another file's by the time that a worker opens it."""
+    identity: tuple[int, int]
+    """Device and inode."""
     size: int
     """Bytes."""
 
@@ -48,18 +45,23 @@ class SharedSlots:
     """Slots of `size` bytes, of which at most `count` are in use at a time.
 
     The memory has no name: it is freed when no process maps it, however they ended. Its pages exist once they
-    are written. On systems without such memory there are no slots.
+    are written. Where the system offers no such memory, there are no slots.
     """
 
     def __init__(self, size: int, count: int) -> None:
         self._size = size
         self._free: list[int] = []
-        if count and hasattr(os, "memfd_create"):
+        if not count or not hasattr(os, "memfd_create"):
+            return
+        try:
             self._file = os.fdopen(os.memfd_create("cat_fast"), "r+b", buffering=0)
             self._file.truncate(size * count)
-            self._memory = SharedMemory(os.getpid(), self._file.fileno(), next(_NUMBERS), size * count)
             self._map = mmap.mmap(self._file.fileno(), size * count)
-            self._free = list(range(count))
+        except OSError:  # the system may forbid it, or limit sizes
+            return
+        file = self._file.fileno()
+        self._memory = SharedMemory(os.getpid(), file, _identity(os.fstat(file)), size * count)
+        self._free = list(range(count))
 
     @property
     def free(self) -> int:
@@ -81,5 +83,17 @@ class SharedSlots:
 
 @lru_cache(maxsize=2)
 def _map(memory: SharedMemory) -> mmap.mmap:
-    with open(f"/proc/{memory.owner}/fd/{memory.file}", "r+b") as file:
+    path = f"/proc/{memory.owner}/fd/{memory.file}"
+    _require_same(os.stat(path), memory)  # before opening: a device may react to it
+    with open(path, "r+b") as file:
+        _require_same(os.fstat(file.fileno()), memory)
         return mmap.mmap(file.fileno(), memory.size)
+
+
+def _require_same(status: os.stat_result, memory: SharedMemory) -> None:
+    if _identity(status) != memory.identity:
+        raise OSError(f"{memory} is closed")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -75,7 +75,7 @@ def reconstruct(service: Service, image: Image.Image, given: GivenLabels) -> dic
     Args:
         given: description and flags that the client sent.
     """
-    description, error = service.describe_image(image, given)
+    description, error = service.describer.describe(image, given)
     found = (
         image_complexity(service, image)
         if description is None

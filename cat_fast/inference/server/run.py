@@ -104,7 +104,11 @@ def serve(service: Service, bound: socket.socket) -> int:
     preparing = prepare_in_background(service, failed)
     address = _address(*bound.getsockname()[:2])
     print(f"serving {service.settings.name} on http://{address}", file=sys.stderr, flush=True)
-    asyncio.run(server.serve(sockets=[bound]))
+    runner = asyncio.Runner()
+    runner.run(server.serve(sockets=[bound]))
+    describing = service.describer.active
+    if not describing:
+        runner.close()  # joins the threads of uploads
     if service.failure is not None:
         raise UserError(f"{service.settings.name} cannot be served: {service.failure}")
     totals = service.engine.statistics
@@ -117,8 +121,10 @@ def serve(service: Service, bound: socket.socket) -> int:
             "failed": totals.failed,
             "refused": dict(service.refusals),
             "lost": len(service.lost),
+            "uploads_lost": describing,
         }
     )
-    if preparing.is_alive():  # its native code cannot be interrupted, and would abort the interpreter's end
+    # Neither native code nor a captioner can be interrupted; the interpreter would abort, or wait for them.
+    if preparing.is_alive() or describing:
         os._exit(0)
     return 0

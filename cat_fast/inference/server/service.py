@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from PIL import Image
 
-from cat_fast.complexity import Description, default_scorer
-from cat_fast.complexity.captioners.base import Captioner, DescriptionFailure
-from cat_fast.complexity.image_score import GivenLabels
-from cat_fast.complexity.image_scorers.captioned import CaptionedScorer
+from cat_fast.complexity import Description
+from cat_fast.complexity.captioners.base import Captioner
 from cat_fast.errors import UserError, one_line
 from cat_fast.inference.engine.engine import PackedEngine
 from cat_fast.inference.engine.errors import Draining
@@ -21,6 +18,7 @@ from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
 from cat_fast.inference.engine.invariance import Invariance, probes, self_test
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
+from cat_fast.inference.server.describing import UploadDescriber
 from cat_fast.inference.server.errors import ApiError, as_api_error
 from cat_fast.inference.server.settings import MAX_RECONSTRUCTIONS, ServerSettings
 from cat_fast.kernels.linear.op import selected
@@ -35,16 +33,14 @@ class Service:
     Args:
         pipeline: on its device.
         settings: row budget and queue of the engine.
-        captioner: describes uploaded images that have no description; None for none.
+        captioner: adds what is missing in the descriptions of uploaded images; None for none.
     """
 
     def __init__(
         self, pipeline: CATPipeline, settings: ServerSettings, captioner: Captioner | None = None
     ) -> None:
         self.pipeline, self.settings = pipeline, settings
-        self._captioned = None if captioner is None else CaptionedScorer(captioner, default_scorer())
-        self._describing = threading.Lock()
-        """Held while the captioner describes an image: uploads run on several threads."""
+        self.describer = UploadDescriber(captioner, lambda: self.draining)
         self.engine = PackedEngine(
             pipeline,
             settings.max_tokens,
@@ -206,31 +202,8 @@ class Service:
             "labels": pipeline.labels[:1000],
             "max_tokens": self.settings.max_tokens,
             "needs_token": self.settings.token is not None,
-            "captioner": None if self._captioned is None else self._captioned.captioner.name,
+            "captioner": self.describer.captioner,
         }
-
-    def describe_image(self, image: Image.Image, given: GivenLabels) -> tuple[Description | None, str | None]:
-        """Return an image's description, None if there is none, and why the captioner failed, else None.
-
-        The captioner adds what is not given.
-
-        Args:
-            image: RGB.
-            given: description and flags that the client sent.
-
-        Raises:
-            UserError: the given description is too long.
-        """
-        known = Description(given.caption, given.has_text, given.has_faces) if given.caption else None
-        captioned = self._captioned
-        if captioned is None or (known is None and not captioned.captioner.writes_captions):
-            return known, None
-        with self._describing:
-            try:
-                (found,) = captioned.describe([captioned.prepare(image)], [given])
-            except UserError as error:
-                found = DescriptionFailure(one_line(error))
-        return (known, found.error) if isinstance(found, DescriptionFailure) else (found, None)
 
     def description_of(self, prompt: str) -> Description:
         """Return the description that a prompt is scored by."""

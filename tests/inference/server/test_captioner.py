@@ -1,19 +1,26 @@
 """Uploads that a captioner describes, with a captioner that records what it sees."""
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from cat_fast.complexity import Description
 from cat_fast.complexity.captioners.base import DescriptionFailure
+from cat_fast.complexity.image_score import GivenLabels
 from cat_fast.errors import UserError
 from cat_fast.inference.server.app import create_app
+from cat_fast.inference.server.describing import FAILED, STOPPING, UploadDescriber
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import RECONSTRUCTIONS, ServerSettings
 from tests.inference.server.conftest import png
 
 
 class Captioner:
-    name, version, writes_captions = "a captioner", "1", True
+    name, version, writes_captions, concurrent = "a captioner", "1", True, False
 
     def __init__(self):
         self.seen, self.failure = [], None
@@ -66,13 +73,52 @@ def test_what_the_client_sent_is_kept(upload, captioner):
     assert len(captioner.seen) == 1
 
 
-@pytest.mark.parametrize("failure", [DescriptionFailure("no answer"), UserError("no answer")])
-def test_the_pixels_are_scored_if_the_captioner_fails(upload, captioner, failure):
+@pytest.mark.parametrize(
+    "failure",
+    [
+        DescriptionFailure("http://internal: no answer"),
+        UserError("http://internal: no answer"),
+        KeyError("no answer"),
+    ],
+)
+def test_the_pixels_are_scored_if_the_captioner_fails(upload, captioner, failure, capfd):
     captioner.failure = failure
     found = upload()
-    assert labels(found) == (None, None, None, "no answer")
+    assert labels(found) == (None, None, None, FAILED)
     assert found["scorer"] == "image_student"
-    assert labels(upload(description="a crowd"))[::3] == ("a crowd", "no answer")
+    assert labels(upload(description="a crowd"))[::3] == ("a crowd", FAILED)
+    logged = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "captioner failed" in line]
+    assert len(logged) == 2
+    assert all("no answer" in entry["error"] for entry in logged)
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_only_captioners_that_allow_it_are_used_by_several_threads(captioner, concurrent):
+    captioner.concurrent = concurrent
+    inside, most, together = [], [], threading.Barrier(2)
+
+    def describe_many(images, captions=None):
+        inside.append(None)
+        most.append(len(inside))
+        if concurrent:
+            together.wait(30)
+        inside.pop()
+        return [Description("a red chair", False, False)]
+
+    captioner.describe_many = describe_many
+    describer = UploadDescriber(captioner, lambda: False)
+    image = Image.new("RGB", (8, 8))
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(describer.describe, [image] * 2, [GivenLabels()] * 2))
+    assert [description.caption for description, _ in found] == ["a red chair"] * 2
+    assert max(most) == (2 if concurrent else 1)
+    assert describer.active == 0
+
+
+def test_a_server_that_stops_asks_no_captioner(captioner):
+    describer = UploadDescriber(captioner, lambda: True)
+    assert describer.describe(Image.new("RGB", (8, 8)), GivenLabels()) == (None, STOPPING)
+    assert captioner.seen == []
 
 
 def test_detectors_are_not_called_without_a_description(upload, captioner):
