@@ -1,6 +1,8 @@
 """Runs of training on one or two processes, and micro-benchmarks of the link and of AdamW.
 
 Everything that trains goes through the real training command, so that a step includes all that a run does.
+Each process has a core of its own. Whatever runs on one process has an independent copy on the other core:
+ranks of a machine share its caches and the bandwidth of its memory, whether they communicate or not.
 """
 
 import json
@@ -10,14 +12,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.cluster.settings import SKIPPED_STEPS, Batch, Setting
+from cat_fast.errors import UserError
 from cat_fast.processes.group import running
 
 ROOT = Path(__file__).parents[2]
+CORES = 2
+"""Cores in use: one per process."""
+_THIS = (sys.executable, "-m", "benchmarks.cluster.processes")
 LINK_SIZES = (1 << 12, 1 << 18, 1 << 22, 1 << 24)
 """Elements of the collectives that measure the link."""
 COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather")
@@ -27,14 +35,20 @@ REPEATS = 9
 
 
 def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: int) -> float:
-    """Return the mean seconds of a step of a run on one thread per process.
+    """Return the mean seconds of a step of a run on one thread per process, of both copies on one process.
 
     Raises:
         RuntimeError: a process failed.
+        UserError: there are fewer than two cores.
     """
     setting.prepare(folder)
-    run = folder / "run"
-    command = [
+    runs = [folder / f"run_{number}" for number in range(CORES // ranks)]
+    _run_ranks([_training(setting, folder, run, stage, seed) for run in runs], ranks)
+    return statistics.fmean(_seconds(run, setting.draws(ranks, seed)) for run in runs)
+
+
+def _training(setting: Setting, folder: Path, run: Path, stage: int, seed: int) -> list[str]:
+    return [
         *(sys.executable, "-m", "cat_fast.train", str(setting.config)),
         *setting.overrides(folder),
         f"output_dir={run}",
@@ -46,10 +60,12 @@ def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: i
         "logging.scalars_every_steps=1",
         "evaluation.every_steps=0",
     ]
-    _run_ranks(command, ranks)
+
+
+def _seconds(run: Path, draws: Sequence[tuple[Batch, ...]]) -> float:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
-    return typical_seconds(seconds[SKIPPED_STEPS:], setting.draws(ranks, seed))
+    return typical_seconds(seconds[SKIPPED_STEPS:], draws)
 
 
 def typical_seconds(seconds: Sequence[float], draws: Sequence[tuple[Batch, ...]]) -> float:
@@ -67,7 +83,7 @@ def typical_seconds(seconds: Sequence[float], draws: Sequence[tuple[Batch, ...]]
 
 def measure_link() -> dict[str, dict[int, float]]:
     """Return the median seconds of each collective between two processes, by number of fp32 elements."""
-    output = json.loads(_run_ranks([sys.executable, "-m", "benchmarks.cluster.processes", "link"], 2))
+    (output,) = map(json.loads, _run_ranks([[*_THIS, "link"]], CORES))
     return {
         name: {int(size): float(seconds) for size, seconds in by_size.items()}
         for name, by_size in output.items()
@@ -76,44 +92,73 @@ def measure_link() -> dict[str, dict[int, float]]:
 
 def measure_optimizer() -> dict[int, float]:
     """Return the median seconds of AdamW's update of one flat tensor, as under ZeRO, by its elements."""
-    output = json.loads(_run_ranks([sys.executable, "-m", "benchmarks.cluster.processes", "optimizer"], 1))
-    return {int(size): float(seconds) for size, seconds in output.items()}
+    copies = [json.loads(line) for line in _run_ranks([[*_THIS, "optimizer"]] * CORES, 1)]
+    return {int(size): statistics.fmean(float(copy[size]) for copy in copies) for size in copies[0]}
 
 
-def _run_ranks(command: Sequence[str], ranks: int) -> str:
-    """Run a command once per rank with torch's variables; return the last line of rank 0's output.
+def _run_ranks(commands: Sequence[Sequence[str]], ranks: int) -> list[str]:
+    """Run commands at the same time, each once per rank with torch's variables and every process on a core.
+
+    Returns:
+        The last line of rank 0's output, for each command.
 
     Raises:
-        RuntimeError: a rank failed; the others are ended.
+        RuntimeError: a process failed; the others are ended.
+        UserError: there are fewer cores than processes.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < len(commands) * ranks:
+        raise UserError(f"expected {len(commands) * ranks} cores, one per process, got {len(cores)}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes = []
-        for rank in range(ranks):
-            variables = {
-                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu",
-            }  # fmt: skip
-            environment = os.environ | {name: str(value) for name, value in variables.items()}
-            output, errors = (
-                stack.enter_context((folder / f"{kind}_{rank}").open("w")) for kind in ("out", "err")
-            )
-            options = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": errors}
-            processes.append(stack.enter_context(running(command, **options)))
+        for number, command in enumerate(commands):
+            port = _free_port()
+            for rank in range(ranks):
+                variables = {
+                    "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                    "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu",
+                }  # fmt: skip
+                environment = os.environ | {name: str(value) for name, value in variables.items()}
+                output, errors = (
+                    stack.enter_context((folder / f"{kind}_{number}_{rank}").open("w"))
+                    for kind in ("out", "err")
+                )
+                options = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": errors}
+                with _on_core(cores[len(processes)]):
+                    processes.append(stack.enter_context(running(command, **options)))
         while any(process.poll() is None for process in processes) and not any(
             process.poll() for process in processes
         ):
             time.sleep(0.1)
-        for rank, process in enumerate(processes):
+        for process, (number, rank) in zip(processes, np.ndindex(len(commands), ranks), strict=True):
             if process.poll():
-                message = (folder / f"err_{rank}").read_text(encoding="utf-8", errors="replace").strip()
-                raise RuntimeError(f"{' '.join(command[1:4])} failed on rank {rank}: {message[-2000:]}")
-        lines = (folder / "out_0").read_text(encoding="utf-8").strip().splitlines()
-    return lines[-1] if lines else ""
+                error = (folder / f"err_{number}_{rank}").read_text(encoding="utf-8", errors="replace")
+                name = " ".join(commands[number][1:4])
+                raise RuntimeError(f"{name} failed on rank {rank}: {error.strip()[-2000:]}")
+        outputs = [
+            (folder / f"out_{number}_0").read_text(encoding="utf-8") for number in range(len(commands))
+        ]
+    return [output.strip().rpartition("\n")[2] for output in outputs]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _on_core(core: int) -> Iterator[None]:
+    """Give processes that are started within the block one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _link_rank() -> None:

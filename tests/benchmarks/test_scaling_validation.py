@@ -225,12 +225,15 @@ def test_steps_the_link_and_the_optimizer_are_measured(tmp_path):
     assert 0 < processes.step_seconds(tokenizer, tmp_path / "tokenizer", 2, 2, 0) < 60
     transformer = TransformerSetting(name="small", max_tokens=256, ratios=[8, 32], steps=6)
     assert 0 < processes.step_seconds(transformer, tmp_path / "transformer", 2, 3, 0) < 60
-    lines = (tmp_path / "transformer/run/metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "transformer/run_0/metrics.jsonl").read_text().splitlines()
     ran = [json.loads(line) for line in lines][SKIPPED_STEPS:]
     size = transformer.count()
     for record, draw in zip(ran, transformer.draws(2, 0), strict=True):
         assert record["flops"] == pytest.approx(sum(map(size.batch_flops, draw)))
     assert set(fit_link(processes.measure_link()).costs) == set(processes.COLLECTIVES)
     assert all(seconds > 0 for seconds in processes.measure_optimizer().values())
+    alone = TransformerSetting(name="one process", max_tokens=256, ratios=[16], steps=6)
+    assert 0 < processes.step_seconds(alone, tmp_path / "alone", 1, 1, 0) < 60
+    assert (tmp_path / "alone/run_1/metrics.jsonl").exists()  # its copy
     with pytest.raises(RuntimeError, match="partitions weights that this task uses"):
         processes.step_seconds(tokenizer, tmp_path / "refused", 2, 3, 0)
