@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -111,7 +112,7 @@ def _run_ranks(commands: Sequence[Sequence[str]], ranks: int) -> list[str]:
         raise UserError(f"expected {len(commands) * ranks} cores, one per process, got {len(cores)}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        processes = []
+        processes: list[subprocess.Popen] = []
         for number, command in enumerate(commands):
             port = _free_port()
             for rank in range(ranks):
