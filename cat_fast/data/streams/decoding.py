@@ -71,19 +71,26 @@ def decode_crop(data: bytes, seed: tuple[int, ...], allow_flip: bool, settings: 
 
 
 def decode_crop_into(
-    slot: Slot, data: bytes, seed: tuple[int, ...], allow_flip: bool, settings: CropSettings
-) -> Crop | SharedCrop:
-    """Write the result of `decode_crop` to a slot, if this process can; otherwise return it.
+    slot: Slot, data: bytes | int, seed: tuple[int, ...], allow_flip: bool, settings: CropSettings
+) -> Crop | SharedCrop | None:
+    """Write the result of `decode_crop` to a slot. None if this process cannot map it.
+
+    Args:
+        data: encoded image, or its number of bytes if it is in the slot. The crop overwrites it.
 
     Raises:
         UserError: the bytes are not a complete image.
     """
-    crop = decode_crop(data, seed, allow_flip, settings)
-    target = slot.array(crop.pixels.shape, crop.pixels.dtype)
-    if target is None:
+    memory = slot.array()
+    if memory is None:
+        return None
+    encoded = memory[:data].tobytes() if isinstance(data, int) else data
+    crop = decode_crop(encoded, seed, allow_flip, settings)
+    pixels = crop.pixels
+    if pixels.nbytes > slot.size:
         return crop
-    target[...] = crop.pixels
-    return SharedCrop(crop.pixels.shape, crop.pixels.dtype.str, crop.seconds)
+    memory[: pixels.nbytes] = pixels.view(np.uint8).ravel()
+    return SharedCrop(pixels.shape, pixels.dtype.str, crop.seconds)
 
 
 def decode(data: bytes, settings: CropSettings) -> Image.Image:

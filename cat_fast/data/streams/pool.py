@@ -99,7 +99,9 @@ class Task:
     """A submitted function call."""
 
     def __init__(self, pool: WorkerPool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.pool, self.function, self.arguments = pool, function, arguments
+        self.pool = pool
+        self.again = function, arguments
+        """What is run in a process of its own after a crash."""
         self.repeated = False
         """Whether its process crashed, so that it ran again."""
         self.future, self.generation = pool.run(function, arguments)
@@ -111,7 +113,7 @@ class Task:
         except (BrokenProcessPool, CancelledError):
             self.repeated = True
             self.pool.restart(self.generation)
-            return self.pool.run_alone(self.function, self.arguments)
+            return self.pool.run_alone(*self.again)
 
 
 def _start(workers: int) -> ProcessPoolExecutor:

@@ -30,13 +30,10 @@ class Slot(NamedTuple):
     size: int
     """Bytes."""
 
-    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
-        """Return an array in this memory, in a worker; None if it does not fit or cannot be mapped."""
-        dtype = np.dtype(dtype)
-        if np.prod(shape, dtype=int) * dtype.itemsize > self.size:
-            return None
+    def array(self) -> np.ndarray | None:
+        """Return its bytes in a worker, (size,) uint8; None if they cannot be mapped."""
         try:
-            return np.ndarray(shape, dtype, buffer=_map(self.memory), offset=self.offset)
+            return np.frombuffer(_map(self.memory), np.uint8, self.size, self.offset)
         except OSError:
             return None
 
@@ -71,6 +68,10 @@ class SharedSlots:
     def take(self) -> Slot | None:
         """Return a free slot, or None."""
         return Slot(self._memory, self._free.pop() * self._size, self._size) if self._free else None
+
+    def write(self, slot: Slot, data: bytes) -> None:
+        """Write to the start of a slot."""
+        self._map[slot.offset : slot.offset + len(data)] = data
 
     def array(self, slot: Slot, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """Return what a worker wrote to a slot."""

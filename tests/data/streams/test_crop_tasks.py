@@ -6,10 +6,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 
+from cat_fast.data.streams import crop_tasks
 from cat_fast.data.streams.buffers import Position, Sample
 from cat_fast.data.streams.crop_tasks import CropWorkers, SharedCropTask
 from cat_fast.data.streams.decoding import CropSettings, SharedCrop, decode_crop, decode_crop_into
@@ -81,16 +83,23 @@ def test_a_slot_of_a_crashed_process_is_not_used_again(pool):
     np.testing.assert_array_equal(again.result().pixels, expected(sample(1), (1,), SETTINGS[0]))
 
 
-def test_a_worker_that_cannot_map_the_memory_returns_the_pixels():
-    slots = SharedSlots(3 * 8 * 8, 1)
-    slot = slots.take()
-    arguments = image(0), (0,), True, SETTINGS[0]
-    other = slot._replace(memory=slot.memory._replace(owner=2**22 + 1))
-    crop = decode_crop_into(other, *arguments)
-    np.testing.assert_array_equal(crop.pixels, decode_crop(*arguments).pixels)
-    large = decode_crop_into(slot, image(0), (0,), True, CropSettings(9, 0.5))
-    assert large.pixels.shape == (3, 9, 9)
-    assert slots.take() is None
+def test_files_that_do_not_fit_are_sent_through_pipes(pool, monkeypatch):
+    monkeypatch.setattr(crop_tasks, "_FILE_BYTES", 0)
+    workers = CropWorkers(pool, SETTINGS[0], 1)
+    assert len(image(0)) > 3 * 8 * 8
+    task = workers.submit(sample(0), (0,))
+    np.testing.assert_array_equal(task.result().pixels, expected(sample(0), (0,), SETTINGS[0]))
+    assert isinstance(task.task.result(), SharedCrop)
+
+
+def test_crops_come_through_pipes_if_workers_cannot_map_the_memory(pool):
+    workers = CropWorkers(pool, SETTINGS[0], 2)
+    workers.slots._memory = workers.slots._memory._replace(owner=2**22 + 1)
+    tasks = [workers.submit(sample(n), (n,)) for n in range(2)]
+    for n, task in enumerate(tasks):
+        np.testing.assert_array_equal(task.result().pixels, expected(sample(n), (n,), SETTINGS[0]))
+        task.release()
+    assert workers.slots.take() is None
 
 
 def test_a_file_with_the_descriptor_of_closed_memory_is_not_touched(tmp_path):
@@ -100,7 +109,8 @@ def test_a_file_with_the_descriptor_of_closed_memory_is_not_touched(tmp_path):
     path.write_bytes(bytes(3 * 8 * 8))
     with path.open("r+b") as file:
         other = slot._replace(memory=slot.memory._replace(file=file.fileno()))
-        assert decode_crop_into(other, image(0), (0,), True, SETTINGS[0]).pixels.any()
+        assert decode_crop_into(other, image(0), (0,), True, SETTINGS[0]) is None
+    assert decode_crop_into(slot, image(0), (0,), True, SETTINGS[0]) == SharedCrop((3, 8, 8), "|u1", ANY)
     assert not any(path.read_bytes())
 
 
