@@ -4,7 +4,7 @@
 
 The parameters come from runs on one process (KNOWN: seconds = fixed + a * FLOPs + b * parameters), from the
 time of AdamW, and from micro-benchmarks of the collectives between two processes. Each process has one core,
-and a run on one process has an independent copy on the other core, since both share the memory's bandwidth.
+and a run on one process starts together with a copy on the other core: they share the memory's bandwidth.
 The model then predicts steps on two processes for three configurations that it has not seen: another batch,
 another mix and another width. They are steps of the transformer under ZeRO 1, 2 and 3, and of the tokenizer,
 which refuses ZeRO 3, under ZeRO 1 and 2. Measurements run in alternating rounds, each with its own seed. A
@@ -12,7 +12,7 @@ prediction is that of the batches which are drawn in the measured steps. A row p
 rounds is within 15 % of the prediction's median. All rows are shown, including failed ones.
 
 FILE is written after each run. The same command resumes an incomplete FILE and repeats the runs that failed.
-Exit codes: 0 all pass, 1 a miss or a failed run. Takes about 25 minutes on two idle cores.
+Exit codes: 0 all pass, 1 a miss or a failed run, 2 an error. Takes about 25 minutes on two idle cores.
 """
 
 import argparse

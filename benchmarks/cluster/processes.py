@@ -1,8 +1,8 @@
 """Runs of training on one or two processes, and micro-benchmarks of the link and of AdamW.
 
 Everything that trains goes through the real training command, so that a step includes all that a run does.
-Each process has a core of its own. Whatever runs on one process has an independent copy on the other core:
-ranks of a machine share its caches and the bandwidth of its memory, whether they communicate or not.
+Each process has a core of its own. Whatever runs on one process is started together with a copy on the other
+core: ranks of a machine share its caches and the bandwidth of its memory, whether they communicate or not.
 """
 
 import json
@@ -36,7 +36,7 @@ REPEATS = 9
 
 
 def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: int) -> float:
-    """Return the mean seconds of a step of a run on one thread per process, of both copies on one process.
+    """Return the mean seconds of a step of a run on one thread per process; of both copies if `ranks` is 1.
 
     Raises:
         RuntimeError: a process failed.

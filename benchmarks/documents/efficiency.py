@@ -23,6 +23,7 @@ def filled(text: str) -> str:
         "kernels": kernels + "\n",
         "steps": steps + "\n",
         "compiled": "\n".join(roofline.compiled_lines(bounds)) + "\n",
+        "validation": validation(tables.results("scaling_validation")),
         "scaling": "\n".join(scaling.lines(chosen(tables.results("scaling")))) + "\n",
     }
     return tables.fill(text, made)
@@ -52,6 +53,24 @@ def comparison(uses: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         for figure, figures in by_figure.items()
     ]
     return tables.markdown(("use", "per image", "fixed 8x", "fixed 16x", "fixed 32x", "CAT"), rows)
+
+
+def validation(results: Mapping[str, Any]) -> str:
+    """Return predicted and measured milliseconds of steps on two processes, one row per configuration."""
+    rows = [
+        (
+            row["model"],
+            row["configuration"],
+            f"{row['stage']}",
+            f"{row['predicted'] * 1e3:.1f}",
+            f"{row['measured'] * 1e3:.1f}" if "measured" in row else "FAILED",
+            f"{row['error']:+.0%}" if "error" in row else "",
+            "yes" if row["within"] else "MISS",
+        )
+        for row in results["rows"]
+    ]
+    header = ("model", "configuration", "ZeRO", "predicted, ms", "measured, ms", "error", "within 15 %")
+    return tables.markdown(header, rows)
 
 
 def chosen(report: Mapping[str, Any]) -> dict[str, Any]:

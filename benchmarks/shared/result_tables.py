@@ -94,20 +94,7 @@ def cluster(content: Content) -> list[str]:
 
 def scaling_validation(content: Content) -> list[str]:
     """Return predicted and measured milliseconds of steps on two processes."""
-    rows = [
-        (
-            row["model"],
-            row["configuration"],
-            f"{row['stage']}",
-            f"{row['predicted'] * 1e3:.1f}",
-            f"{row['measured'] * 1e3:.1f}" if "measured" in row else "FAILED",
-            f"{row['error']:+.0%}" if "error" in row else "",
-            "yes" if row["within"] else "MISS",
-        )
-        for row in content["rows"]
-    ]
-    header = ("model", "configuration", "ZeRO", "predicted, ms", "measured, ms", "error", "within 15 %")
-    return [markdown(header, rows)]
+    return [efficiency.validation(content)]
 
 
 def launches(content: Content) -> list[str]:

@@ -127,6 +127,7 @@ TABLES = {
         **dict.fromkeys(("kernels", "steps"), "roofline"),
         "compiled": "gpu_static",
         "scaling": "scaling",
+        "validation": "scaling_validation",
     },
     "docs/gpu.md": {"launches": "launches", "dispatch": "dispatch"},
     "docs/kernels.md": {"speed": "kernels", "static": "gpu_static"},

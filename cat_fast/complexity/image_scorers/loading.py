@@ -46,7 +46,7 @@ class CaptionerOptions:
     api_key_env: str | None = None
     """Environment variable with the key of the endpoint; shared likewise."""
     timeout: float | None = None
-    """Seconds per request to the endpoint, for callers that do not wait for repeated ones."""
+    """Seconds per request to the endpoint; disables retries."""
 
     def given(self) -> dict[str, Any]:
         """Return the options of a captioner alone that are given."""

@@ -191,8 +191,8 @@ class LatentDataset(Dataset[LatentSample]):
         tokenizer_scale: the tokenizer's own scale; by default the one recorded when the latents were encoded.
         verify: compare each shard with its SHA-256 when it is first read.
         part: index and number of processes that divide this comparison among them, such as the ranks of a
-            run, so that a large data set is not hashed by each of them. Another process may have read a
-            damaged shard by then.
+            run, so that a large data set is not hashed by each of them. Another process may read a
+            damaged shard before the damage is found.
 
     Raises:
         UserError: the folder contains no latents, latents of another tokenizer, incompletely encoded input

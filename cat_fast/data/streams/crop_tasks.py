@@ -1,5 +1,6 @@
 """Crops that workers decode into shared memory."""
 
+import logging
 from collections.abc import Callable
 
 from cat_fast.data.images.size import height_and_width
@@ -8,12 +9,13 @@ from cat_fast.data.streams.decoding import Crop, CropSettings, SharedCrop, decod
 from cat_fast.data.streams.pool import Task, TaskFailure, WorkerPool
 from cat_fast.data.streams.shared_slots import SharedSlots, Slot
 
-_FILE_BYTES = 4 << 20
-"""Room for an encoded image in a slot; larger ones are sent through pipes. Unused room takes no memory."""
+_LOG = logging.getLogger("cat_fast.data")
+_LEAST_BYTES = 256 << 10
+"""Least size of a slot, for the encoded images of small crops; files larger than a slot use pipes."""
 
 
 class CropTask:
-    """The crop of a sample, which may be in the works."""
+    """The crop of a sample, which may be unfinished."""
 
     def __init__(self, sample: Sample, task: Task) -> None:
         self.sample, self.task = sample, task
@@ -28,7 +30,7 @@ class CropTask:
 
 
 class SharedCropTask(CropTask):
-    """A crop whose encoded image and pixels take turns in a slot.
+    """A crop whose encoded image and pixels use the same slot, one after the other.
 
     Args:
         on_loss: called with `slots` if they must not be used any more, and whether others may be.
@@ -75,7 +77,7 @@ class CropWorkers:
     def __init__(self, pool: WorkerPool, settings: CropSettings, count: int) -> None:
         self._pool, self._settings, self._count = pool, settings, count if pool.workers else 0
         height, width = height_and_width(settings.image_size)
-        self._size = max(_FILE_BYTES, 3 * height * width * (4 if settings.colour_jitter else 1))
+        self._size = max(_LEAST_BYTES, 3 * height * width * (4 if settings.colour_jitter else 1))
         self.slots = SharedSlots(self._size, self._count)
 
     def submit(self, sample: Sample, seed: tuple[int, ...]) -> CropTask:
@@ -95,4 +97,8 @@ class CropWorkers:
     def _replace(self, lost: SharedSlots, usable: bool) -> None:
         """Use other memory, as after a crash, which interrupts most tasks in flight; or none."""
         if self.slots is lost:
+            if not usable:
+                _LOG.warning(
+                    "data: decoding processes cannot map shared memory; images are sent through pipes"
+                )
             self.slots = SharedSlots(self._size, self._count if usable else 0)

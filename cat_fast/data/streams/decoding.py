@@ -72,7 +72,7 @@ def decode_crop(data: bytes, seed: tuple[int, ...], allow_flip: bool, settings: 
 
 def decode_crop_into(
     slot: Slot, data: bytes | int, seed: tuple[int, ...], allow_flip: bool, settings: CropSettings
-) -> Crop | SharedCrop | None:
+) -> SharedCrop | None:
     """Write the result of `decode_crop` to a slot. None if this process cannot map it.
 
     Args:
@@ -85,12 +85,9 @@ def decode_crop_into(
     if memory is None:
         return None
     encoded = memory[:data].tobytes() if isinstance(data, int) else data
-    crop = decode_crop(encoded, seed, allow_flip, settings)
-    pixels = crop.pixels
-    if pixels.nbytes > slot.size:
-        return crop
+    pixels, seconds = decode_crop(encoded, seed, allow_flip, settings)
     memory[: pixels.nbytes] = pixels.view(np.uint8).ravel()
-    return SharedCrop(pixels.shape, pixels.dtype.str, crop.seconds)
+    return SharedCrop(pixels.shape, pixels.dtype.str, seconds)
 
 
 def decode(data: bytes, settings: CropSettings) -> Image.Image:

@@ -101,7 +101,7 @@ class Task:
     def __init__(self, pool: WorkerPool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.pool = pool
         self.again = function, arguments
-        """What is run in a process of its own after a crash."""
+        """Function and arguments to run after a crash, in a process of its own."""
         self.repeated = False
         """Whether its process crashed, so that it ran again."""
         self.future, self.generation = pool.run(function, arguments)

@@ -208,8 +208,8 @@ class StreamSource:
             for ratio in self.ratios
         }
         self._pending: dict[int, deque[CropTask]] = {ratio: deque() for ratio in self.ratios}
-        # tasks of before may still write to their memory
         in_flight = (self.config.prefetch_steps + 2) * max(self.largest_batches.values())
+        # with new memory: earlier tasks may still write to theirs
         self._workers = CropWorkers(self.pool, self.crop, in_flight)
         self._planned: deque[PlannedStep] = deque()
         self._plan_state = self.plan.state_dict()

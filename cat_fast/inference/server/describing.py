@@ -22,7 +22,7 @@ class UploadDescriber:
 
     Args:
         captioner: None for none; descriptions are then those of the client.
-        stopping: returns whether captions are no longer worth their time.
+        stopping: returns True while the server stops; nothing is then described.
     """
 
     def __init__(self, captioner: Captioner | None, stopping: Callable[[], bool]) -> None:
@@ -51,7 +51,8 @@ class UploadDescriber:
         """
         known = Description(given.caption, given.has_text, given.has_faces) if given.caption else None
         captioned = self._captioned
-        if captioned is None or (known is None and not captioned.captioner.writes_captions):
+        complete = known is not None and given.has_text is not None and given.has_faces is not None
+        if captioned is None or complete or (known is None and not captioned.captioner.writes_captions):
             return known, None
         with self._counting:
             self.active += 1

@@ -149,7 +149,8 @@ class Limits:
 
 def log_line(entry: dict[str, Any]) -> None:
     """Write an entry of the log as one JSON line."""
-    print(json.dumps(entry), file=sys.stderr, flush=True)
+    sys.stderr.write(json.dumps(entry) + "\n")  # at once: several threads write
+    sys.stderr.flush()
 
 
 def _counted(receive: Receive, limit: int) -> Receive:

@@ -99,6 +99,7 @@ def serve(service: Service, bound: socket.socket) -> int:
     server.service = service
 
     def failed() -> None:
+        service.draining = True  # uploads are answered from the start on
         server.should_exit = True
 
     preparing = prepare_in_background(service, failed)

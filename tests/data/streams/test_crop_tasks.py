@@ -73,7 +73,8 @@ def test_a_slot_of_a_crashed_process_is_not_used_again(pool):
         pool.submit(time.sleep, 60)
     task = workers.submit(sample(0), (0,))
     for process in list(pool._executor._processes):
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     np.testing.assert_array_equal(task.result().pixels, expected(sample(0), (0,), SETTINGS[0]))
     before = workers.slots
     task.release()
@@ -84,7 +85,7 @@ def test_a_slot_of_a_crashed_process_is_not_used_again(pool):
 
 
 def test_files_that_do_not_fit_are_sent_through_pipes(pool, monkeypatch):
-    monkeypatch.setattr(crop_tasks, "_FILE_BYTES", 0)
+    monkeypatch.setattr(crop_tasks, "_LEAST_BYTES", 0)
     workers = CropWorkers(pool, SETTINGS[0], 1)
     assert len(image(0)) > 3 * 8 * 8
     task = workers.submit(sample(0), (0,))

@@ -167,7 +167,7 @@ def test_a_dropped_image_is_scored_and_compared_with_its_reconstructions(page):
     assert page.locator("#three .chosen").count() == 1
     found = facts(page, "image-facts")
     assert found["description"] == "none; the pixels were scored"
-    expect(page.locator("#caption-note")).to_contain_text("no captioner")
+    expect(page.locator("#caption-note")).to_have_text("Without a description, the server scores the pixels.")
     assert re.fullmatch("[1-9] of 9", found["score"])
     assert re.fullmatch(r"\d+ %", found["confidence"])
     assert "lowered by textures and parts" in found["reasons"]
