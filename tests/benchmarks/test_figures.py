@@ -43,7 +43,7 @@ FIGURES = [
      "workers_2.ratio_vs_webdataset", 1),
     ("docs/data.md", "That is {} times as many as a single process", ".2f", "loader",
      "workers_2.ratio_vs_one_process", 1),
-    ("docs/data.md", "With one worker, it read {} times as many as either", ".2f", "loader",
+    ("docs/data.md", "With one worker, it read {} times as many as webdataset's", ".2f", "loader",
      "workers_1.ratio_vs_webdataset", 1),
     ("docs/efficiency.md", "the loader, {} images per second and core", ".1f", "scaling",
      "about/assumptions/loader_images_per_second_per_core/value", 1),
