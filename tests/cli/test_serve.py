@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import uvicorn
 
@@ -23,6 +25,7 @@ from cat_fast.inference.server.run import _address, _Server, bind
 from cat_fast.inference.server.settings import ServerSettings
 from tests.cli.conftest import assert_one_line_error
 from tests.inference.engine.mixes import tiny_pipeline
+from tests.inference.server.conftest import png
 
 
 def test_other_addresses_need_a_token(cat_fast, tmp_path):
@@ -162,6 +165,44 @@ main()
         process.kill()
     assert process.returncode == 0, rest
     assert json.loads(rest)["event"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_captioner_at_work_does_not_hold_up_the_end(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    program = """
+import time
+from cat_fast.cli.main import main
+from cat_fast.complexity.image_scorers import loading
+
+class Slow:
+    name, version, writes_captions, concurrent = "slow", "1", True, False
+
+    def describe_many(self, images, captions=None):
+        print("describing", flush=True)
+        time.sleep(600)
+
+loading.load_captioner = lambda name, options: Slow()
+main()
+"""
+    command = [sys.executable, "-c", program, "serve", "-p", str(tmp_path / "pipeline"), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--drain-seconds", "0.5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        address = next(line for line in process.stderr if line.startswith("serving ")).split()[-1]
+        while not is_ready(address):
+            time.sleep(0.2)
+        url, files = f"{address}/v1/images/reconstructions", {"image": ("x.png", png())}
+        with ThreadPoolExecutor(1) as sender:
+            sender.submit(httpx.post, url, files=files, timeout=120)
+            assert process.stdout.readline() == "describing\n"
+            process.terminate()
+            rest = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 0, rest
+    assert json.loads(rest.splitlines()[-1])["uploads_lost"] == 1
 
 
 def is_ready(address):
