@@ -133,7 +133,7 @@ CaptionerTemplateOption = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help='Prompt of a model without a chat template (vlm), such as "USER: <image> {prompt} ASSISTANT:".',
+        help="Prompt of a model without a chat template (vlm), such as `USER: <image> {prompt} ASSISTANT:`.",
         show_default=False,
         rich_help_panel=CAPTIONERS_PANEL,
     ),

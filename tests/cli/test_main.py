@@ -1,5 +1,6 @@
 """The `cat-fast` command: help with examples, exit codes, and start-up without importing torch."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,13 +16,29 @@ HEAVY = ("torch", "numpy", "scipy", "diffusers", "transformers", "deepspeed", "s
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "score", "encode", "encode-shards", "decode", "pipeline", "sample", "fetch", "runs", "info"],
+    [
+        *("demo", "score", "encode", "encode-shards", "decode", "pipeline", "sample", "serve", "fetch"),
+        *("runs", "info"),
+    ],
 )
 def test_every_command_has_help_with_an_example(cat_fast, command):
     result = cat_fast(command, "--help")
     assert result.exit_code == 0
     assert f"cat-fast {command}" in result.stdout.split("Example")[1]
     assert command in cat_fast("--help").stdout
+
+
+def test_help_has_no_text_that_markdown_drops():
+    """Outside code, `<text>` is an HTML tag, which is not shown."""
+    commands, options = [typer.main.get_command(app)], []
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        options += command.params
+    assert len(options) > 100
+    for option in options:
+        outside = re.sub("`[^`]*`", "", getattr(option, "help", None) or "")
+        assert "<" not in outside, option.name
 
 
 @pytest.mark.parametrize(
