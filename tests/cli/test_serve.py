@@ -15,8 +15,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import httpx
 import pytest
+import requests
 import uvicorn
 
 from cat_fast.cli import serve as module
@@ -195,7 +195,7 @@ main()
             time.sleep(0.2)
         url, files = f"{address}/v1/images/reconstructions", {"image": ("x.png", png())}
         with ThreadPoolExecutor(1) as sender:
-            sender.submit(httpx.post, url, files=files, timeout=120)
+            sender.submit(requests.post, url, files=files, timeout=120)
             assert process.stdout.readline() == "describing\n"
             process.terminate()
             rest = process.communicate(timeout=30)[1]
