@@ -42,7 +42,7 @@ class SharedSlots:
     """Slots of `size` bytes, of which at most `count` are in use at a time.
 
     The memory has no name: it is freed when no process maps it, however they ended. Its pages exist once they
-    are written. Where the system offers no such memory, there are no slots.
+    are written. If the system does not offer such memory, `take` returns None.
     """
 
     def __init__(self, size: int, count: int) -> None:

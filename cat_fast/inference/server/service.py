@@ -33,7 +33,7 @@ class Service:
     Args:
         pipeline: on its device.
         settings: row budget and queue of the engine.
-        captioner: adds what is missing in the descriptions of uploaded images; None for none.
+        captioner: adds missing captions and flags to the descriptions of uploaded images; None for none.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Uploads that a captioner describes, with a captioner that records what it sees."""
+"""Uploads that a captioner describes, with a captioner that records its calls."""
 
 import contextlib
 import json
