@@ -7,7 +7,6 @@ core: ranks of a machine share its caches and the bandwidth of its memory, wheth
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 from benchmarks.cluster.settings import SKIPPED_STEPS, Batch, Setting
 from cat_fast.errors import UserError
 from cat_fast.processes.group import running
+from cat_fast.training.runtime.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
 CORES = 2
@@ -114,7 +114,7 @@ def _run_ranks(commands: Sequence[Sequence[str]], ranks: int) -> list[str]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes: list[subprocess.Popen] = []
         for number, command in enumerate(commands):
-            port = _free_port()
+            port = free_port()
             for rank in range(ranks):
                 variables = {
                     "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
@@ -142,13 +142,6 @@ def _run_ranks(commands: Sequence[Sequence[str]], ranks: int) -> list[str]:
             (folder / f"out_{number}_0").read_text(encoding="utf-8") for number in range(len(commands))
         ]
     return [output.strip().rpartition("\n")[2] for output in outputs]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 @contextmanager
