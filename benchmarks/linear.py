@@ -6,6 +6,9 @@ Training of DiT-S/2, DiT-B/2 and the nano transformer on packed images, of the n
 with guidance, and decoding by CAT's tokenizer with attention in its middle block. Rounds alternate. Seconds
 are those of the clock, on all threads. The A/A ratio, MKL against itself in the same rounds, is the noise.
 `auto` is what `linear_backend: auto` chooses here. --quick measures one round of small cases.
+
+Further rounds time every operator, for the share s of products in a step by MKL. If products took no time,
+the step would be 1 / (1 - s) times as fast.
 """
 
 import gc
@@ -19,6 +22,7 @@ import torch
 
 from benchmarks.packing import compose_lengths
 from benchmarks.shared import simple_program
+from benchmarks.shared.breakdown import Recorder
 from benchmarks.shared.harness import Spread
 from benchmarks.shared.mixes import MAX_TOKENS, MIXES
 from benchmarks.shared.steps import Generation, Step, TokenizerTraining, TransformerTraining
@@ -32,6 +36,10 @@ NANO = {8: [64] * 16, 16: [16] * 64}
 """Tokens of the images of a batch of the nano transformer, by ratio: 1,024 of 128 px."""
 NANO_SIDE = 128
 SIDES = {"mkl": "mkl", "onednn": "onednn", "mkl again": "mkl"}
+PRODUCTS = {"products": ("addmm", "mm")}
+"""Parts of the names of MKL's products; those of attention are within other operators."""
+RECORDED = 3
+"""Rounds in which every operator is timed."""
 
 
 def steps(quick: bool) -> dict[str, Callable[[], Step]]:
@@ -59,7 +67,10 @@ def measure(quick: bool) -> dict[str, Any]:
     keep_freed_memory()  # as in training
     cases = {}
     for name, make in steps(quick).items():
-        cases[name] = compare(make(), 1 if quick else MAX_ROUNDS)
+        step = make()
+        found = compare(step, 1 if quick else MAX_ROUNDS)
+        cases[name] = found | {"share_of_products": share_of_products(step, 1 if quick else RECORDED)}
+        del step
         gc.collect()  # frees the model before the next one is built
     return {"auto": calibrate(), "threads": torch.get_num_threads(), "cases": cases}
 
@@ -88,6 +99,21 @@ def compare(step: Step, max_rounds: int, seconds: float = SECONDS) -> dict[str, 
     }
 
 
+def share_of_products(step: Step, rounds: int) -> float:
+    """Return the share of a step by MKL that is products of linear layers."""
+    shares = []
+    for _ in range(rounds):
+        with using("mkl"), Recorder(PRODUCTS) as recorder:
+            step.run()
+        shares.append(recorder.seconds["products"] / sum(recorder.seconds.values()))
+    return statistics.median(shares)
+
+
+def limit(share_of_products: float) -> float:
+    """Return how much faster a step would be if its products took no time."""
+    return 1 / (1 - share_of_products)
+
+
 def _seconds(step: Step, backend: str) -> float:
     with using(backend):
         start = time.perf_counter()
@@ -106,7 +132,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         ratio, noise = case["mkl_over_onednn"], case["mkl_over_mkl"]
         rows.append(
             f"{name}: oneDNN {ratio['median']:.2f} times as fast as MKL ({ratio['low']:.2f} to"
-            f" {ratio['high']:.2f}); MKL against itself {noise['median']:.2f}"
+            f" {ratio['high']:.2f}); MKL against itself {noise['median']:.2f}; products are"
+            f" {case['share_of_products']:.0%} of the step, so that it can gain"
+            f" {limit(case['share_of_products']):.2f} at most"
         )
     return rows
 

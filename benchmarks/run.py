@@ -103,7 +103,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="packing", minutes=15, resumes_with=KEEP),
         Job(name="autoencoder", minutes=30, resumes_with=KEEP),
         Job(name="training_steps", minutes=12),
-        Job(name="linear", minutes=6),
+        Job(name="linear", minutes=8),
         Job(name="dispatch", minutes=1),
         Job(name="straggler", minutes=8),
         Job(name="loader", minutes=5, resumes_with=KEEP),

@@ -2,9 +2,10 @@
 
     python -m benchmarks.scaling_validation --json FILE [--rounds N]
 
-The parameters come from runs on one process (KNOWN: seconds = fixed + a * FLOPs + b * parameters), from the
-time of AdamW, and from micro-benchmarks of the collectives between two processes. Each process has one core,
-and a run on one process starts together with a copy on the other core: they share the memory's bandwidth.
+The parameters come from runs on one process (KNOWN: seconds = fixed + a * FLOPs + b * parameters, with an a
+for linear layers and one for attention), from the time of AdamW, and from micro-benchmarks of the collectives
+between two processes. Each process has one core, and a run on one process starts together with a copy on the
+other core: they share the memory's bandwidth. The slower copy of each step counts.
 The model then predicts steps on two processes for three configurations that it has not seen: another batch,
 another mix and another width. They are steps of the transformer under ZeRO 1, 2 and 3, and of the tokenizer,
 which refuses ZeRO 3, under ZeRO 1 and 2. Measurements run in alternating rounds, each with its own seed. A
@@ -31,7 +32,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.cluster.model import communicate
-from benchmarks.cluster.processes import measure_link, measure_optimizer, step_seconds
+from benchmarks.cluster.processes import TOGETHER, Timings, measure_link, measure_optimizer, step_seconds
 from benchmarks.cluster.settings import RATIOS, Batch, Setting, Size, TokenizerSetting, TransformerSetting
 from benchmarks.cluster.zero import CONTROL, FP32, Exchange, exchanges
 from benchmarks.shared.program import why_not_resumed
@@ -51,7 +52,8 @@ KNOWN: Sequence[Setting] = (
     TokenizerSetting(name="16x, 2 images, width 3", batch=2, width=3, shares={16: 1.0}),
     TransformerSetting(name="16x, 1024 tokens", max_tokens=1024, ratios=[16]),
     TransformerSetting(name="16x, 3072 tokens", max_tokens=3072, ratios=[16]),
-    TransformerSetting(name="8x, 2048 tokens", max_tokens=2048, ratios=[8]),
+    TransformerSetting(name="8x, 1024 tokens", max_tokens=1024, ratios=[8]),
+    TransformerSetting(name="8x, 3072 tokens", max_tokens=3072, ratios=[8]),
     TransformerSetting(name="16x, 1024 tokens, width 3", max_tokens=1024, width=3, ratios=[16]),
 )
 """Runs on one process that give the parameters."""
@@ -72,7 +74,8 @@ class StepCost:
     """Seconds of a step on one process: fixed + per_flop * FLOPs + per_parameter * parameters."""
 
     fixed: float
-    per_flop: float
+    per_flop: Sequence[float]
+    """By kind of operator."""
     per_parameter: float
     sharded: float = 0.0
     """Part of `per_parameter` that ranks share under ZeRO: the optimizer's update."""
@@ -80,18 +83,19 @@ class StepCost:
     def seconds(self, size: Size, batch: Batch, ranks: int = 1) -> float:
         """Return the seconds of a rank's step without communication."""
         per_parameter = self.per_parameter - self.sharded + self.sharded / ranks
-        return self.fixed + self.per_flop * size.batch_flops(batch) + per_parameter * sum(size.tensors)
+        computing = sum(a * n for a, n in zip(self.per_flop, size.batch_flops(batch), strict=True))
+        return self.fixed + computing + per_parameter * sum(size.tensors)
 
 
 @dataclass(frozen=True)
 class MeasuredLink:
-    """Link between two processes: seconds of a call and per byte of the complete tensor, by collective."""
+    """Link between two processes: seconds of a call and per byte of the complete tensors, by collective."""
 
     costs: Mapping[str, tuple[float, float]]
 
     def seconds(self, exchange: Exchange) -> float:
         """Return the time of all calls of an exchange."""
-        latency, per_byte = self.costs[exchange.collective]
+        latency, per_byte = self.costs[TOGETHER if exchange.together else exchange.collective]
         return exchange.calls * latency + per_byte * FP32 * exchange.elements
 
 
@@ -104,26 +108,27 @@ def fit_step(measured: Sequence[tuple[Setting, Size, float]], optimizer: Mapping
     """
     rows, seconds = [], []
     for setting, size, taken in measured:
-        flops = statistics.fmean(size.batch_flops(batch) for (batch,) in setting.draws(1, 0))
-        rows.append([1.0, flops, sum(size.tensors)])
+        flops = zip(*(size.batch_flops(batch) for (batch,) in setting.draws(1, 0)), strict=True)
+        rows.append([1.0, *map(statistics.fmean, flops), sum(size.tensors)])
         seconds.append(taken)
-    fixed, per_flop, per_parameter = _least_squares(rows, seconds)
+    fixed, *per_flop, per_parameter = _least_squares(rows, seconds)
     _, update = _least_squares([[1.0, size] for size in optimizer], list(optimizer.values()))
     return StepCost(
         fixed=fixed, per_flop=per_flop, per_parameter=per_parameter, sharded=min(update, per_parameter)
     )
 
 
-def fit_link(seconds: Mapping[str, Mapping[int, float]]) -> MeasuredLink:
-    """Fit latency and seconds per byte to each collective, measured by the elements of the complete tensor.
+def fit_link(seconds: Mapping[str, Timings]) -> MeasuredLink:
+    """Fit latency and seconds per byte to each collective.
 
     Raises:
         UserError: larger tensors did not take longer.
     """
     costs = {}
-    for name, by_size in seconds.items():
-        latency, per_byte = _least_squares([[1.0, FP32 * size] for size in by_size], list(by_size.values()))
-        if per_byte <= 0:
+    for name, timings in seconds.items():
+        rows = [[calls, FP32 * elements] for calls, elements, _ in timings]
+        latency, per_byte = _least_squares(rows, [taken for *_, taken in timings])
+        if per_byte <= 0 and name != TOGETHER:  # many calls take as long whatever they send
             raise UserError(
                 f"link: {name} of more elements did not take longer; repeat it on an idle machine"
             )
@@ -217,7 +222,7 @@ def measure(
 def report(
     cells: Sequence[Cell],
     runs: Runs,
-    link_seconds: Mapping[str, Mapping[int, float]],
+    link_seconds: Mapping[str, Timings],
     optimizer_seconds: Mapping[int, float],
     size_of: Callable[[Setting], Size] = lambda setting: setting.count(),
 ) -> dict[str, Any]:

@@ -30,13 +30,20 @@ _THIS = (sys.executable, "-m", "benchmarks.cluster.processes")
 LINK_SIZES = (1 << 12, 1 << 18, 1 << 22, 1 << 24)
 """Elements of the collectives that measure the link."""
 COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather")
+TOGETHER = "all_gather, together"
+"""Name of all-gathers that are launched together."""
+TOGETHER_CALLS = (16, 64)
+TOGETHER_SIZES = (1 << 8, 1 << 15)
+"""Numbers of calls that are launched together, and elements of each."""
 OPTIMIZER_SIZES = (1 << 18, 1 << 22)
 """Elements of the tensors whose updates are timed."""
-REPEATS = 9
+REPEATS = 31
 
 
 def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: int) -> float:
-    """Return the mean seconds of a step of a run on one thread per process; of both copies if `ranks` is 1.
+    """Return the mean seconds of a step of a run on one thread per process.
+
+    If `ranks` is 1, that of the copy which is slower in each step: ranks wait for each other.
 
     Raises:
         RuntimeError: a process failed.
@@ -45,7 +52,8 @@ def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: i
     setting.prepare(folder)
     runs = [folder / f"run_{number}" for number in range(CORES // ranks)]
     _run_ranks([_training(setting, folder, run, stage, seed) for run in runs], ranks)
-    return statistics.fmean(_seconds(run, setting.draws(ranks, seed)) for run in runs)
+    slower = [max(copies) for copies in zip(*map(_seconds, runs), strict=True)]
+    return typical_seconds(slower, setting.draws(ranks, seed))
 
 
 def _training(setting: Setting, folder: Path, run: Path, stage: int, seed: int) -> list[str]:
@@ -63,10 +71,10 @@ def _training(setting: Setting, folder: Path, run: Path, stage: int, seed: int) 
     ]
 
 
-def _seconds(run: Path, draws: Sequence[tuple[Batch, ...]]) -> float:
+def _seconds(run: Path) -> list[float]:
+    """Return the seconds of each measured step."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    seconds = [json.loads(line)["seconds"] for line in lines]
-    return typical_seconds(seconds[SKIPPED_STEPS:], draws)
+    return [json.loads(line)["seconds"] for line in lines][SKIPPED_STEPS:]
 
 
 def typical_seconds(seconds: Sequence[float], draws: Sequence[tuple[Batch, ...]]) -> float:
@@ -82,19 +90,23 @@ def typical_seconds(seconds: Sequence[float], draws: Sequence[tuple[Batch, ...]]
     return statistics.fmean(medians[kind] for kind in kinds)
 
 
-def measure_link() -> dict[str, dict[int, float]]:
-    """Return the median seconds of each collective between two processes, by number of fp32 elements."""
+Timings = list[tuple[int, int, float]]
+"""Numbers of calls, fp32 elements of the complete tensors in all of them, and the median seconds."""
+
+
+def measure_link() -> dict[str, Timings]:
+    """Return the times of collectives between two processes, one at a time and launched together."""
     (output,) = map(json.loads, _run_ranks([[*_THIS, "link"]], CORES))
-    return {
-        name: {int(size): float(seconds) for size, seconds in by_size.items()}
-        for name, by_size in output.items()
-    }
+    return {name: [tuple(one) for one in timings] for name, timings in output.items()}
 
 
 def measure_optimizer() -> dict[int, float]:
-    """Return the median seconds of AdamW's update of one flat tensor, as under ZeRO, by its elements."""
-    copies = [json.loads(line) for line in _run_ranks([[*_THIS, "optimizer"]] * CORES, 1)]
-    return {int(size): statistics.fmean(float(copy[size]) for copy in copies) for size in copies[0]}
+    """Return the median seconds of AdamW's update of one flat tensor, as under ZeRO, by its elements.
+
+    Two processes update at the same time.
+    """
+    (output,) = map(json.loads, _run_ranks([[*_THIS, "optimizer"]], CORES))
+    return {int(size): float(seconds) for size, seconds in output.items()}
 
 
 def _run_ranks(commands: Sequence[Sequence[str]], ranks: int) -> list[str]:
@@ -156,21 +168,21 @@ def _on_core(core: int) -> Iterator[None]:
 
 
 def _link_rank() -> None:
-    """Time collectives on one of two ranks; rank 0 prints the medians."""
-    import torch
-
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    found = {}
-    for name in COLLECTIVES:
-        found[name] = {size: _median_seconds(_collective(name, size)) for size in LINK_SIZES}
-    if torch.distributed.get_rank() == 0:
-        print(json.dumps(found), flush=True)
-    torch.distributed.destroy_process_group()
+    """Time collectives on one of two ranks and print the medians."""
+    found: dict[str, Timings] = {
+        name: [(1, size, _median_seconds(_collective(name, size))) for size in LINK_SIZES]
+        for name in COLLECTIVES
+    }
+    found[TOGETHER] = [
+        (calls, calls * size, _median_seconds(_gathers(calls, size)))
+        for calls in TOGETHER_CALLS
+        for size in TOGETHER_SIZES
+    ]
+    print(json.dumps(found), flush=True)
 
 
 def _collective(name: str, size: int) -> Callable[[], object]:
-    """Return a function that runs a collective on complete tensors of `size` elements, after a barrier."""
+    """Return a function that runs a collective on complete tensors of `size` elements."""
     import torch
     from torch import distributed
 
@@ -183,25 +195,39 @@ def _collective(name: str, size: int) -> Callable[[], object]:
     return runs[name]
 
 
+def _gathers(calls: int, size: int) -> Callable[[], object]:
+    """Return a function that launches all-gathers of `size` elements each, and then waits for them."""
+    import torch
+    from torch import distributed
+
+    tensors = [(torch.zeros(size), torch.zeros(size // 2)) for _ in range(calls)]
+
+    def run() -> None:
+        launched = [distributed.all_gather_into_tensor(*pair, async_op=True) for pair in tensors]
+        for work in launched:
+            assert work is not None  # as always if `async_op` is set
+            work.wait()
+
+    return run
+
+
 def _median_seconds(run: Callable[[], object]) -> float:
     """Return the median time of a function, which all ranks start together."""
     import torch
 
     seconds = []
     for _ in range(REPEATS):
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        torch.distributed.barrier()
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
-def _time_optimizer() -> None:
-    """Time AdamW on one thread and print the medians."""
+def _optimizer_rank() -> None:
+    """Time AdamW on one of two ranks and print the medians."""
     import torch
 
-    torch.set_num_threads(1)
     found = {}
     for size in OPTIMIZER_SIZES:
         weights = torch.zeros(size, requires_grad=True)
@@ -210,5 +236,15 @@ def _time_optimizer() -> None:
     print(json.dumps(found), flush=True)
 
 
+def _rank(measure: Callable[[], None]) -> None:
+    """Run a micro-benchmark on one thread of a rank."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    measure()
+    torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
-    {"link": _link_rank, "optimizer": _time_optimizer}[sys.argv[1]]()
+    _rank({"link": _link_rank, "optimizer": _optimizer_rank}[sys.argv[1]])

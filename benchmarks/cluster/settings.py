@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
 from benchmarks.shared.configs import CONFIGS
 from cat_fast.config import read_yaml
 from cat_fast.data.sampling.step_plan import PerRankPlan
@@ -25,13 +27,15 @@ Batch = tuple[tuple[int, int], ...]
 class Size:
     """Counted work of a setting."""
 
-    flops: Mapping[int, float]
-    """Of a training step: per image by ratio, or per sequence by its tokens."""
+    flops: Mapping[int, Sequence[float]]
+    """Of a training step, by kind of operator: per image by ratio, or per sequence by its tokens."""
     tensors: Sequence[int]
     """Elements of each trained tensor."""
 
-    def batch_flops(self, batch: Batch) -> float:
-        return sum(self.flops[key] * count for key, count in batch)
+    def batch_flops(self, batch: Batch) -> list[float]:
+        """Return the FLOPs of a batch by kind of operator."""
+        kinds = zip(*([count * n for n in self.flops[key]] for key, count in batch), strict=True)
+        return [sum(kind) for kind in kinds]
 
 
 class Setting(Protocol):
@@ -76,6 +80,8 @@ class TokenizerSetting:
     side: int = 64
     steps: int = 15
 
+    IMAGES: ClassVar[int] = 16
+
     @property
     def config(self) -> Path:
         return CONFIGS / "tokenizer/nano.yaml"
@@ -86,14 +92,24 @@ class TokenizerSetting:
         return [32 * self.width] * 4 + [64 * self.width] * 2
 
     def prepare(self, folder: Path) -> None:
-        """Do nothing: the photographs are shipped."""
+        """Write small images, whose decoding takes no time worth mentioning."""
+        from PIL import Image
+
+        images = folder / "images"
+        images.mkdir(parents=True)
+        generator = np.random.default_rng(0)
+        for number in range(self.IMAGES):
+            pixels = generator.integers(256, size=(self.side, self.side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(images / f"{number:02d}.png")
 
     def overrides(self, folder: Path) -> list[str]:
-        """Return the settings of a run."""
+        """Return the settings of a run on the images in `folder`."""
         shares = ", ".join(f"{ratio}: {self.shares.get(ratio, 0.0)}" for ratio in RATIOS)
         return [
             f"model.block_out_channels={self.channels}",
             "model.initialisation=default",
+            f"data.folder={folder / 'images'}",
+            "data.stream.workers=0",
             f"data.image_size={self.side}",
             f"data.batch_size={self.batch}",
             f"sampler.shares={{{shares}}}",
@@ -126,7 +142,7 @@ class TokenizerSetting:
             image = torch.empty(1, 3, self.side, self.side, device="meta")
             with FlopCounterMode(display=False) as counter:
                 model(image, ratio).sample.sum().backward()
-            flops[ratio] = float(counter.get_total_flops())
+            flops[ratio] = (float(counter.get_total_flops()),)
         return Size(flops=flops, tensors=[p.numel() for p in model.parameters()])
 
 
@@ -205,14 +221,14 @@ class TransformerSetting:
         return steps[SKIPPED_STEPS:]
 
     def count(self) -> Size:
-        """Count the work by formula."""
+        """Count the work by formula: FLOPs of linear layers and of attention, whose rates differ."""
         from cat_fast.training.metrics.flops import DiTFlops
 
         arguments = read_yaml(self.config)["model"] | self.arguments
         counted = DiTFlops({**arguments, "in_channels": self.CHANNELS, "num_classes": len(self.CLASSES)})
         lengths = {self._tokens(ratio) for ratio in RATIOS}
         return Size(
-            flops={length: float(counted.of([length])) for length in lengths},
+            flops={n: tuple(map(float, counted.sequence_flops(n).values())) for n in lengths},
             tensors=[p.numel() for p in counted.model.parameters()],
         )
 

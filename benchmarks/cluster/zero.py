@@ -11,7 +11,7 @@ DeepSpeed's stages 1 and 2 all-reduce every bucket by default (`use_multi_rank_b
 rank keeps its part. Stage 3 prefetches weights while earlier layers are computed, on a stream of its own, so
 that only the first bucket is waited for. It gathers weights again for the backward pass only beyond
 `stage3_max_reuse_distance`; parameters of at most `stage3_param_persistence_threshold` elements stay complete
-and are gathered one by one after the update. All values are fp32.
+and are gathered after the update, by one call each, which are launched together. All values are fp32.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,8 @@ class Exchange:
     calls: int
     hidden_by: Pass | None = None
     """Pass whose computing can hide it, on a stream of its own."""
+    together: bool = False
+    """All calls are launched before the first one is waited for."""
 
     def sent_bytes(self, ranks: int) -> float:
         """Return the bytes that each rank sends."""
@@ -86,7 +88,7 @@ def exchanges(tensors: Sequence[int], stage: int, accumulation: int = 1) -> list
         if elements
     ]
     if small:
-        found.append(Exchange(collective="all_gather", elements=sum(small), calls=len(small)))
+        found.append(Exchange(collective="all_gather", elements=sum(small), calls=len(small), together=True))
     return [*found, norm]
 
 

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.documents import tables
+from benchmarks.linear import limit
 
 DOCUMENT = tables.ROOT / "kernels/linear/README.md"
+LEAST_SHARE = 0.2
+"""Share of products in a step up to which its speed does not show theirs."""
 
 
 def filled(text: str) -> str:
@@ -14,12 +17,32 @@ def filled(text: str) -> str:
 
 
 def speed(results: Mapping[str, Any]) -> str:
-    """Return one row per kind of step: speed of oneDNN relative to MKL, and the noise."""
+    """Return one row per kind of step: speed of oneDNN relative to MKL, the noise, and the limit."""
     rows = [
-        (f"`{name}`", _spread(case["mkl_over_onednn"]), _spread(case["mkl_over_mkl"]))
+        (
+            f"`{name}`",
+            _spread(case["mkl_over_onednn"]),
+            _spread(case["mkl_over_mkl"]),
+            f"{case['share_of_products']:.0%}",
+            _of_products(case["mkl_over_onednn"]["median"], case["share_of_products"]),
+            f"{limit(case['share_of_products']):.2f}",
+        )
         for name, case in results["cases"].items()
     ]
-    return tables.markdown(("step", "oneDNN against MKL", "MKL against itself"), rows)
+    header = (
+        "step",
+        "oneDNN against MKL",
+        "MKL against itself",
+        "products by MKL",
+        "products alone",
+        "limit",
+    )
+    return tables.markdown(header, rows)
+
+
+def _of_products(ratio: float, share: float) -> str:
+    """Return how many times as fast the products are if a step with this share of them is `ratio` times."""
+    return f"{share / (1 / ratio - 1 + share):.2f}" if share > LEAST_SHARE else ""
 
 
 def _spread(ratio: Mapping[str, float]) -> str:

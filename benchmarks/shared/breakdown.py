@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,22 +42,27 @@ def breakdown(run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def kind_of(operator: str) -> str:
+def kind_of(operator: str, kinds: Mapping[str, Sequence[str]] = KINDS) -> str:
     """Return the kind of work of an operator such as `aten::convolution_backward`."""
     name = operator.split("::")[-1]
-    for kind, parts in KINDS.items():
+    for kind, parts in kinds.items():
         if any(part in name for part in parts):
             return kind
     return REST
 
 
 class Recorder(TorchDispatchMode):
-    """Context that times every operator and tracks the storages they allocate until they are freed."""
+    """Context that times every operator and tracks the storages they allocate until they are freed.
 
-    def __init__(self) -> None:
+    Args:
+        kinds: parts of operator names by kind of work; the first match counts.
+    """
+
+    def __init__(self, kinds: Mapping[str, Sequence[str]] = KINDS) -> None:
         super().__init__()
-        self.seconds = dict.fromkeys((*KINDS, REST), 0.0)
-        self.live = dict.fromkeys((*KINDS, REST), 0)
+        self.kinds = kinds
+        self.seconds = dict.fromkeys((*kinds, REST), 0.0)
+        self.live = dict.fromkeys((*kinds, REST), 0)
         self.peak = dict(self.live)
         self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
@@ -70,7 +75,7 @@ class Recorder(TorchDispatchMode):
         start = time.perf_counter()
         result = func(*args, **kwargs)
         machine.synchronize()
-        kind = kind_of(func.name())
+        kind = kind_of(func.name(), self.kinds)
         self.seconds[kind] += time.perf_counter() - start
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):

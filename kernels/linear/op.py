@@ -33,6 +33,8 @@ CLEARLY_FASTER = 1.15
 _CALIBRATION = ((1024, 192, 768), (1024, 768, 192), (256, 384, 1152))
 """Rows, inputs and outputs of the products that are measured."""
 _ROUNDS = 20
+_SMALLEST_CONVOLUTION = 20480
+"""Elements up to which torch computes the convolution of one image without oneDNN."""
 
 
 class _Process:
@@ -164,10 +166,33 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows, grads = x.flatten(0, -2), grad.flatten(0, -2)
-        product = F.linear if derivatives.beyond_first() else _product
+        again = derivatives.beyond_first()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            product(grad, weight.t(), None) if needs_x else None,
-            product(grads.t(), rows.t(), None) if needs_weight else None,
+            (F.linear if again else _product)(grad, weight.t(), None) if needs_x else None,
+            (F.linear(grads.t(), rows.t()) if again else _weight_gradient(grads, rows, weight))
+            if needs_weight
+            else None,
             grads.sum(0) if needs_bias else None,
         )
+
+
+def _weight_gradient(grads: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return Gᵀ X, (N, K), of gradients (M, N) and rows (M, K): that of a 1 x 1 convolution over a column.
+
+    oneDNN's matrix product would first rearrange an operand, which takes up to as long as the product.
+    """
+    if rows.numel() <= _SMALLEST_CONVOLUTION:
+        return _product(grads.t(), rows.t(), None)
+    grad_column, column = (m.contiguous()[None, :, None].permute(0, 3, 1, 2) for m in (grads, rows))
+    sizes = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "output_padding": [0, 0], "groups": 1}
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        grad_column,
+        column,
+        weight[:, :, None, None],
+        bias_sizes=None,
+        transposed=False,
+        output_mask=[False, True, False],
+        **sizes,
+    )
+    return gradient.flatten(1)

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from benchmarks.shared.steps import Step
 from cat_fast.complexity.scoring_run.cost import ScoringSpeed
 from cat_fast.kernels.linear import op
 from cat_fast.kernels.linear.layer import Linear
-from cat_fast.kernels.linear.op import selected
+from cat_fast.kernels.linear.op import selected, using
 from tests.kernels.onednn import needs_onednn
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +63,22 @@ def test_the_scorer_is_measured_with_both_libraries(monkeypatch):
     assert used == ["mkl", "mkl", "onednn", "onednn", "mkl", "onednn", "onednn", "mkl"]
 
 
+def test_the_share_of_products_is_that_of_linear_layers():
+    layer, order = Linear(512, 512), []
+
+    def run():
+        order.append(selected())
+        layer(torch.ones(512, 512, requires_grad=True)).sum().backward()
+
+    step = Step(run=run, images=1, tokens=1, flops=1, precision="fp32")
+    with using("mkl"):
+        assert 0.5 < linear.share_of_products(step, 3) < 1
+    attention = partial(torch.nn.functional.scaled_dot_product_attention, *torch.ones(3, 1, 2, 64, 64))
+    assert linear.share_of_products(replace(step, run=attention), 1) == 0
+    assert linear.limit(0.6) == pytest.approx(2.5)
+    assert order == ["mkl"] * 3
+
+
 def test_the_first_round_of_start_ups_does_not_count(tmp_path, monkeypatch, capsys):
     times = iter(range(100))
     found = startup.measure(True, lambda command: float(next(times)))
@@ -103,9 +121,11 @@ def test_libraries_of_matrix_products_take_turns():
     assert set(found["step_seconds"]) == set(linear.SIDES)
     assert found["rounds"] == 2
     ratio = {"median": 2.0, "low": 1.9, "high": 2.1}
-    cases = {"transformer": found | {"mkl_over_onednn": ratio, "mkl_over_mkl": dict.fromkeys(ratio, 1.0)}}
+    ratios = {"mkl_over_onednn": ratio, "mkl_over_mkl": dict.fromkeys(ratio, 1.0)}
+    cases = {"transformer": found | ratios | {"share_of_products": 0.6}}
     text = linear.lines({"auto": "onednn", "threads": 1, "cases": cases})
     assert text[1].startswith("transformer: oneDNN 2.00 times as fast as MKL (1.90 to 2.10)")
+    assert text[1].endswith("products are 60% of the step, so that it can gain 2.50 at most")
 
 
 def test_both_registrations_of_an_operator_have_the_same_results():

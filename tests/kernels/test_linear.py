@@ -16,10 +16,10 @@ from tests.kernels.onednn import needs_onednn
 
 
 def inputs(
-    rows: tuple[int, ...], bias: bool, dtype: torch.dtype = torch.float32
+    rows: tuple[int, ...], bias: bool, dtype: torch.dtype = torch.float32, outputs: int = 40
 ) -> list[torch.Tensor | None]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(*rows, 24), (40, 24), (40,)]
+    shapes = [(*rows, 24), (outputs, 24), (outputs,)]
     tensors = [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
     return [*tensors[:2], tensors[2] if bias else None]
 
@@ -38,6 +38,29 @@ def test_products_and_gradients_are_those_of_float64(rows, bias):
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
     for found, one in zip(grads, truth, strict=True):
         torch.testing.assert_close(found.double(), one, rtol=1e-5, atol=1e-3)
+
+
+@needs_onednn
+@pytest.mark.parametrize("outputs", [1, 24, 40])
+@pytest.mark.parametrize("layout", ["contiguous", "expanded", "transposed"])
+def test_gradients_of_many_rows_are_those_of_float64_in_every_layout(monkeypatch, outputs, layout):
+    calls, original = [], op._product
+    monkeypatch.setattr(op, "_product", lambda *tensors: calls.append(1) or original(*tensors))
+    rows = op._SMALLEST_CONVOLUTION // 24 + 1
+    x, weight, bias = inputs((rows,), True, outputs=outputs)
+    x = x.detach().t().contiguous().t() if layout == "transposed" else x.detach()
+    with using("onednn"):
+        y = linear(x, weight, bias)
+    grad = {
+        "contiguous": torch.randn(rows, outputs),
+        "expanded": torch.randn(outputs).expand(rows, outputs),
+        "transposed": torch.randn(outputs, rows).t(),
+    }[layout]
+    found = torch.autograd.grad(y, (weight, bias), grad)
+    assert len(calls) == 1, "the gradient of the weight is a convolution's"
+    exact = grad.double().t() @ x.double(), grad.double().sum(0)
+    for one, truth in zip(found, exact, strict=True):
+        assert (one.double() - truth).abs().max() < 1e-5 * truth.abs().max() + 1e-4
 
 
 @needs_onednn
