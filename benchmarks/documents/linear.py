@@ -18,14 +18,16 @@ def filled(text: str) -> str:
 
 def speed(results: Mapping[str, Any]) -> str:
     """Return one row per kind of step: speed of oneDNN relative to MKL, the noise, and the limit."""
+    alone = {name: _of_products(case) for name, case in results["cases"].items()}
+    best = max(ratio for ratio in alone.values() if ratio)
     rows = [
         (
             f"`{name}`",
             _spread(case["mkl_over_onednn"]),
             _spread(case["mkl_over_mkl"]),
             f"{case['share_of_products']:.0%}",
-            _of_products(case["mkl_over_onednn"]["median"], case["share_of_products"]),
-            f"{limit(case['share_of_products']):.2f}",
+            f"{alone[name]:.2f}" if alone[name] else "",
+            f"{limit(case['share_of_products'], best):.2f}",
         )
         for name, case in results["cases"].items()
     ]
@@ -40,9 +42,10 @@ def speed(results: Mapping[str, Any]) -> str:
     return tables.markdown(header, rows)
 
 
-def _of_products(ratio: float, share: float) -> str:
-    """Return how many times as fast the products are if a step with this share of them is `ratio` times."""
-    return f"{share / (1 / ratio - 1 + share):.2f}" if share > LEAST_SHARE else ""
+def _of_products(case: Mapping[str, Any]) -> float | None:
+    """Return how many times as fast a step's products are by oneDNN, or None if its speed does not tell."""
+    ratio, share = case["mkl_over_onednn"]["median"], case["share_of_products"]
+    return share / (1 / ratio - 1 + share) if share > LEAST_SHARE else None
 
 
 def _spread(ratio: Mapping[str, float]) -> str:

@@ -76,6 +76,7 @@ def test_the_share_of_products_is_that_of_linear_layers():
     attention = partial(torch.nn.functional.scaled_dot_product_attention, *torch.ones(3, 1, 2, 64, 64))
     assert linear.share_of_products(replace(step, run=attention), 1) == 0
     assert linear.limit(0.6) == pytest.approx(2.5)
+    assert linear.limit(0.6, 2.0) == pytest.approx(1 / 0.7)
     assert order == ["mkl"] * 3
 
 
