@@ -43,7 +43,7 @@ def speed(results: Mapping[str, Any]) -> str:
 
 
 def _of_products(case: Mapping[str, Any]) -> float | None:
-    """Return how many times as fast a step's products are by oneDNN, or None if its speed does not tell."""
+    """Return how many times as fast a step's products are by oneDNN, or None if it has few."""
     ratio, share = case["mkl_over_onednn"]["median"], case["share_of_products"]
     return share / (1 / ratio - 1 + share) if share > LEAST_SHARE else None
 
