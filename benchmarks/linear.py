@@ -7,12 +7,10 @@ with guidance, and decoding by CAT's tokenizer with attention in its middle bloc
 are those of the clock, on all threads. The A/A ratio, MKL against itself in the same rounds, is the noise.
 `auto` is what `linear_backend: auto` chooses here. --quick measures one round of small cases.
 
-Further rounds time every operator, for the share s of products in a step by MKL. If products took no time,
-the step would be 1 / (1 - s) times as fast.
+Further rounds time every operator, for the share of products in a step by MKL.
 """
 
 import gc
-import math
 import statistics
 import sys
 import time
@@ -110,11 +108,6 @@ def share_of_products(step: Step, rounds: int) -> float:
     return statistics.median(shares)
 
 
-def limit(share_of_products: float, times_as_fast: float = math.inf) -> float:
-    """Return how many times as fast a step is if its products are; by default, if they take no time."""
-    return 1 / (1 - share_of_products + share_of_products / times_as_fast)
-
-
 def _seconds(step: Step, backend: str) -> float:
     with using(backend):
         start = time.perf_counter()
@@ -134,8 +127,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         rows.append(
             f"{name}: oneDNN {ratio['median']:.2f} times as fast as MKL ({ratio['low']:.2f} to"
             f" {ratio['high']:.2f}); MKL against itself {noise['median']:.2f}; products are"
-            f" {case['share_of_products']:.0%} of the step, so that it can gain"
-            f" {limit(case['share_of_products']):.2f} at most"
+            f" {case['share_of_products']:.0%} of the step by MKL"
         )
     return rows
 

@@ -38,6 +38,8 @@ TOGETHER_SIZES = (1 << 8, 1 << 15)
 OPTIMIZER_SIZES = (1 << 18, 1 << 22)
 """Elements of the tensors whose updates are timed."""
 REPEATS = 31
+Timings = list[tuple[int, int, float]]
+"""Numbers of calls, fp32 elements of the complete tensors in all of them, and the median seconds."""
 
 
 def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: int) -> float:
@@ -88,10 +90,6 @@ def typical_seconds(seconds: Sequence[float], draws: Sequence[tuple[Batch, ...]]
         for kind in kinds
     }
     return statistics.fmean(medians[kind] for kind in kinds)
-
-
-Timings = list[tuple[int, int, float]]
-"""Numbers of calls, fp32 elements of the complete tensors in all of them, and the median seconds."""
 
 
 def measure_link() -> dict[str, Timings]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.documents import tables
-from benchmarks.linear import limit
 
 DOCUMENT = tables.ROOT / "kernels/linear/README.md"
 LEAST_SHARE = 0.2
@@ -27,7 +26,7 @@ def speed(results: Mapping[str, Any]) -> str:
             _spread(case["mkl_over_mkl"]),
             f"{case['share_of_products']:.0%}",
             f"{alone[name]:.2f}" if alone[name] else "",
-            f"{limit(case['share_of_products'], best):.2f}",
+            f"{_of_step(best, case['share_of_products']):.2f}",
         )
         for name, case in results["cases"].items()
     ]
@@ -46,6 +45,11 @@ def _of_products(case: Mapping[str, Any]) -> float | None:
     """Return how many times as fast a step's products are by oneDNN, or None if it has few."""
     ratio, share = case["mkl_over_onednn"]["median"], case["share_of_products"]
     return share / (1 / ratio - 1 + share) if share > LEAST_SHARE else None
+
+
+def _of_step(ratio: float, share: float) -> float:
+    """Return how many times as fast a step is whose products are `ratio` times as fast."""
+    return 1 / (1 - share + share / ratio)
 
 
 def _spread(ratio: Mapping[str, float]) -> str:

@@ -166,13 +166,15 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows, grads = x.flatten(0, -2), grad.flatten(0, -2)
-        again = derivatives.beyond_first()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        differentiable = derivatives.beyond_first()
+        product = F.linear if differentiable else _product
+        weight_grad = None
+        if needs_weight:
+            weight_grad = grads.t() @ rows if differentiable else _weight_gradient(grads, rows, weight)
         return (
-            (F.linear if again else _product)(grad, weight.t(), None) if needs_x else None,
-            (F.linear(grads.t(), rows.t()) if again else _weight_gradient(grads, rows, weight))
-            if needs_weight
-            else None,
+            product(grad, weight.t(), None) if needs_x else None,
+            weight_grad,
             grads.sum(0) if needs_bias else None,
         )
 

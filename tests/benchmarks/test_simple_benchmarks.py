@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import checkpoints, linear, scoring, startup
+from benchmarks.documents import linear as linear_document
 from benchmarks.shared import simple_program
 from benchmarks.shared.steps import Step
 from cat_fast.complexity.scoring_run.cost import ScoringSpeed
@@ -75,9 +76,20 @@ def test_the_share_of_products_is_that_of_linear_layers():
         assert 0.5 < linear.share_of_products(step, 3) < 1
     attention = partial(torch.nn.functional.scaled_dot_product_attention, *torch.ones(3, 1, 2, 64, 64))
     assert linear.share_of_products(replace(step, run=attention), 1) == 0
-    assert linear.limit(0.6) == pytest.approx(2.5)
-    assert linear.limit(0.6, 2.0) == pytest.approx(1 / 0.7)
     assert order == ["mkl"] * 3
+
+
+def test_the_limit_of_a_step_is_that_of_the_best_products():
+    def case(ratio, share):
+        ratios = {"median": ratio, "low": ratio, "high": ratio}
+        return {"mkl_over_onednn": ratios, "mkl_over_mkl": ratios, "share_of_products": share}
+
+    # 10 s of which 8 s are products: 2 + 8 / 4 s, and 2 + 8 / 2 s; 1 s of products tells nothing
+    table = linear_document.speed(
+        {"cases": {"a": case(10 / 4, 0.8), "b": case(10 / 6, 0.8), "c": case(1, 0.1)}}
+    )
+    rows = [[cell.strip() for cell in row.split("|")[4:7]] for row in table.splitlines()[2:]]
+    assert rows == [["80%", "4.00", "2.50"], ["80%", "2.00", "2.50"], ["10%", "", "1.08"]]
 
 
 def test_the_first_round_of_start_ups_does_not_count(tmp_path, monkeypatch, capsys):
@@ -126,7 +138,7 @@ def test_libraries_of_matrix_products_take_turns():
     cases = {"transformer": found | ratios | {"share_of_products": 0.6}}
     text = linear.lines({"auto": "onednn", "threads": 1, "cases": cases})
     assert text[1].startswith("transformer: oneDNN 2.00 times as fast as MKL (1.90 to 2.10)")
-    assert text[1].endswith("products are 60% of the step, so that it can gain 2.50 at most")
+    assert text[1].endswith("products are 60% of the step by MKL")
 
 
 def test_both_registrations_of_an_operator_have_the_same_results():
