@@ -34,9 +34,9 @@ def speed(results: Mapping[str, Any]) -> str:
         "step",
         "oneDNN against MKL",
         "MKL against itself",
-        "products by MKL",
-        "products alone",
-        "limit",
+        "share of products, MKL",
+        "gain of the products",
+        "step at their best gain",
     )
     return tables.markdown(header, rows)
 
